@@ -1,0 +1,128 @@
+"""The nouns of the runtime: what every layer shares. Imports nothing above it, and no torch.
+
+SamplingParams   how to choose tokens                     AdapterKey   runtime identity of an adapter
+Request          one sequence, from queue to last token   Segment      run of batch tokens sharing one slot
+StepOutput       what one step emitted for one request
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+NO_SLOT = -1  # base rows: every kernel leaves them alone before it touches anything else
+
+
+class AdapterKey(NamedTuple):
+    """(tenant, form digest): the only identity that slots, caches and prefix keys use (DESIGN 2)."""
+
+    tenant: str
+    form_digest: str
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Greedy where temperature is 0. `top_k` 0 and `top_p` 1 are off; `logprobs` None is off, n reports n top ones.
+
+    Raises ValueError naming the field, the value and what is allowed.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        _require(0.0 <= self.temperature <= 2.0, "temperature", self.temperature, "between 0 and 2")
+        _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")
+        _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
+        _require(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", self.logprobs, "between 0 and 20")
+        _require(len(self.stop) <= 4 and all(self.stop), "stop", self.stop, "at most four strings, none of them empty")
+
+
+def _require(holds: bool, name: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed}")
+
+
+class Segment(NamedTuple):
+    """Tokens [start, end) of the batch, all using `slot` (NO_SLOT = base model alone)."""
+
+    start: int
+    end: int
+    slot: int
+
+
+class RequestState(Enum):
+    WAITING = "waiting"  # queued; its adapter may still be on its way
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(eq=False)
+class Request:
+    """One sequence. Owned by the step loop's thread once queued; others only read `request_id` and set nothing."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    adapter: AdapterKey | None
+    arrived_s: float
+    deadline_s: float | None = None
+    state: RequestState = RequestState.WAITING
+    output_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0  # tokens whose K and V are in the pool
+    pages: list[int] = field(default_factory=list)  # KV pages, in token order
+    slot: int = NO_SLOT
+    finish_reason: FinishReason | None = None
+    num_preemptions: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_uncomputed(self) -> int:
+        return self.num_tokens - self.num_computed
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.num_uncomputed == 1 and self.num_computed >= len(self.prompt_ids)
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Token ids [start, end) over prompt and output together."""
+        prompt = len(self.prompt_ids)
+        return [*self.prompt_ids[start:end], *self.output_ids[max(0, start - prompt) : max(0, end - prompt)]]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural-log probabilities under the unmodified distribution (before temperature, top_k and top_p)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step emitted for one request; the last one carries `finish_reason`, and `error` if it failed."""
+
+    request_id: str
+    token_id: int | None
+    logprob: TokenLogprob | None = None
+    finish_reason: FinishReason | None = None
+    error: str | None = None

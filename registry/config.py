@@ -1,0 +1,71 @@
+"""Every setting of the registry, read once from `LORARY_*`; nothing changes after start."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_STATE_DIR = Path.home() / ".lorary"
+
+
+class Settings(BaseSettings):
+    """Settings of the registry, its workers and the CLI's local commands.
+
+    Sizes are bytes, durations seconds. `secret_key` signs grants, hashes API keys and encrypts stored secrets; it
+    has no default, `lorary db init` writes one into the state directory and `load_settings` reads it from there.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LORARY_", frozen=True, extra="ignore")
+
+    state_dir: Path = DEFAULT_STATE_DIR
+    database_url: str = ""
+    secret_key: SecretStr = SecretStr("")
+    public_url: str = "http://127.0.0.1:8420"
+    host: str = "127.0.0.1"
+    port: int = Field(default=8420, ge=0, le=65535)
+
+    max_inline_blob_bytes: int = Field(default=64 * 2**20, gt=0)
+    max_body_bytes: int = Field(default=4 * 2**20, gt=0)
+    max_adapter_rank: int = Field(default=128, ge=1)
+
+    replica_ttl_s: float = Field(default=15.0, gt=0)
+    heartbeat_interval_s: float = Field(default=2.0, gt=0)
+    grant_ttl_s: float = Field(default=30.0, gt=0)
+    grant_leeway_s: float = Field(default=30.0, ge=0)
+    replica_wait_s: float = Field(default=5.0, ge=0)
+
+    job_lease_s: float = Field(default=60.0, gt=0)
+    job_poll_s: float = Field(default=0.5, gt=0)
+    job_max_attempts: int = Field(default=5, ge=1)
+
+    log_format: str = Field(default="json", pattern="^(json|console)$")
+    log_level: str = "INFO"
+
+    @cached_property
+    def resolved_database_url(self) -> str:
+        """The given URL, or the embedded SQLite file of the state directory."""
+        return self.database_url or f"sqlite:///{self.state_dir / 'lorary.sqlite3'}"
+
+    @property
+    def blob_dir(self) -> Path:
+        return self.state_dir / "blobs"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.state_dir / "models"
+
+    @property
+    def secret_key_file(self) -> Path:
+        return self.state_dir / "secret.key"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment once. The secret key may also stand in `<state_dir>/secret.key`."""
+    settings = Settings(**overrides)  # type: ignore[arg-type]
+    if settings.secret_key.get_secret_value() or not settings.secret_key_file.exists():
+        return settings
+    key = settings.secret_key_file.read_text().strip()
+    return settings.model_copy(update={"secret_key": SecretStr(key)})

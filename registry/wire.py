@@ -1,0 +1,125 @@
+"""The HTTP contract between registry and replicas, versioned. Pydantic only: both houses import it.
+
+A peer that speaks another `WIRE_VERSION` is answered 409 `wire_version` and told both numbers, so that a rolling
+upgrade fails loudly and at once instead of half-understanding.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+WIRE_VERSION = 1
+
+GRANT_HEADER = "X-Lorary-Grant"
+REQUEST_ID_HEADER = "X-Request-Id"
+DEADLINE_HEADER = "X-Lorary-Deadline-Ms"
+VERSION_DIGEST_HEADER = "X-Lorary-Version-Digest"
+FORM_DIGEST_HEADER = "X-Lorary-Form-Digest"
+TENANT_HEADER = "X-Lorary-Tenant"  # an admin key acts inside this tenant
+
+GRANT_ALGORITHM = "EdDSA"
+GRANT_ISSUER = "lorary"
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class WireModel(BaseModel):
+    """Frozen, and closed: an unknown key is a version mismatch that nobody declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    wire_version: int = WIRE_VERSION
+
+
+class ReplicaRegistration(WireModel):
+    """POST /api/v1/replicas, with a key of scope `replica`. Idempotent by (key, url)."""
+
+    url: str = Field(max_length=512, description="Where the registry reaches this replica.")
+    base_digest: Sha256
+    max_rank: int = Field(ge=1)
+    num_pages: int = Field(ge=1)
+    page_bytes: int = Field(ge=1)
+
+
+class ReplicaWelcome(WireModel):
+    """Answer to a registration: who you are, how to check grants, how often to report."""
+
+    replica_id: str
+    base_model: str
+    heartbeat_interval_s: float
+    grant_public_keys: tuple[str, ...] = Field(description="PEM, newest first; a grant signed by any of them is good.")
+    grant_leeway_s: float = Field(description="Clock skew allowed between the registry and the replica.")
+
+
+class Resident(BaseModel):
+    """One adapter that a replica holds, and how near it is to the kernels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tenant: str
+    form_digest: Sha256
+    tier: Literal["pool", "host", "disk"]
+
+
+class Heartbeat(WireModel):
+    """POST /api/v1/replicas/{replica_id}/heartbeat. `sequence` grows; an older one than the last is ignored."""
+
+    sequence: int = Field(ge=0)
+    state: Literal["ready", "draining"]
+    num_queued: int = Field(ge=0)
+    num_running: int = Field(ge=0)
+    num_free_pages: int = Field(ge=0)
+    residents: tuple[Resident, ...] = ()
+
+
+class HeartbeatReply(WireModel):
+    """`drop` names what the registry no longer wants served: the replica unloads it and forgets it on disk."""
+
+    heartbeat_interval_s: float
+    grant_public_keys: tuple[str, ...]
+    drop: tuple[Resident, ...] = ()
+
+
+class ResolveRequest(WireModel):
+    """POST /api/v1/resolve: what are the bytes of this form? Needs a `replica` key and a live grant for the form."""
+
+    tenant: str
+    form_digest: Sha256
+    grant: str
+
+
+class FormDescription(WireModel):
+    """What a replica needs to pull and load one form.
+
+    `manifest` is the form's manifest as `registry.artifact.manifest` defines it: the replica recomputes the form
+    digest from it, and each blob's sha256 from the bytes of /api/v1/pull/{sha256} (same key, grant in the header),
+    so that nothing between the pusher and the pool is believed unseen.
+    """
+
+    tenant: str
+    version_digest: Sha256
+    form_digest: Sha256
+    base_digest: Sha256
+    manifest: dict[str, Any]
+
+
+class GrantClaims(BaseModel):
+    """The JWT (EdDSA) that the front door puts on one request to one replica.
+
+    `jti` is the request id and is accepted once; `aud` is the replica id. `form_digest` None means the base model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iss: Literal["lorary"] = "lorary"
+    aud: str
+    jti: str
+    iat: int
+    exp: int
+    tenant: str
+    model: str = Field(description="The name that the client used; echoed in the reply.")
+    version_digest: Sha256 | None = None
+    form_digest: Sha256 | None = None
+    max_tokens: int = Field(ge=1, description="Upper limit on max_tokens of this request.")
