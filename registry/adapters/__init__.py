@@ -1,0 +1,1 @@
+"""Adapters, their immutable versions, the forms of a version, and aliases."""

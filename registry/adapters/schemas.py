@@ -1,0 +1,112 @@
+"""What the adapter endpoints take and show."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Literal
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field
+
+from registry.base_models.schemas import NAME_PATTERN, Failure
+
+AdapterName = Annotated[str, Path(pattern=NAME_PATTERN)]
+# All digits would read as a version number in `name@3`.
+AliasName = Annotated[str, Path(pattern="^(?![0-9]+$)[a-z0-9][a-z0-9._-]{0,62}$")]
+VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1)]
+FilePath = Annotated[str, Path(max_length=256)]
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Description = Annotated[str, Field(max_length=4096)]
+Tags = Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=32)]
+
+
+class PushIn(BaseModel):
+    """A version, by the digests of blobs that were uploaded before. `files` maps path to sha256."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    files: dict[str, Sha256] = Field(min_length=1, max_length=16)
+    base_model: str | None = Field(default=None, max_length=63, description="Needed where adapter_config.json does not name one of ours.")
+    description: Description | None = None
+    tags: Tags | None = None
+
+
+class AdapterPatch(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    description: Description | None = None
+    tags: Tags | None = None
+
+
+class FileOut(BaseModel):
+    path: str
+    sha256: str
+    size: int
+
+
+class FormOut(BaseModel):
+    kind: str
+    form_digest: str
+    size_bytes: int
+
+
+class VersionOut(BaseModel):
+    adapter: str
+    number: int
+    version_digest: str
+    status: Literal["pending", "ready", "rejected"]
+    reason: Failure | None
+    base_model: str
+    rank: int
+    targets: list[str]
+    num_params: int
+    size_bytes: int
+    files: list[FileOut]
+    forms: list[FormOut]
+    created_at: dt.datetime
+    created_by: str
+
+
+class PushOut(VersionOut):
+    """`job_id` names the validation that this push started, or null when there was nothing to do."""
+
+    job_id: str | None
+
+
+class AdapterOut(BaseModel):
+    name: str
+    base_model: str
+    description: str
+    tags: list[str]
+    num_versions: int
+    latest_version: int | None
+    aliases: dict[str, int] = Field(description="Alias to version number.")
+    created_at: dt.datetime
+    updated_at: dt.datetime
+
+
+class AliasIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=1, le=2**31 - 1)
+
+
+class AliasOut(BaseModel):
+    """`generation` is also the ETag."""
+
+    alias: str
+    version: int
+    version_digest: str
+    generation: int
+    updated_at: dt.datetime
+    updated_by: str
+
+
+class AliasMoveOut(BaseModel):
+    """`version` is null where the alias was removed."""
+
+    generation: int
+    version: int | None
+    moved_at: dt.datetime
+    moved_by: str

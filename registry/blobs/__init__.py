@@ -1,0 +1,1 @@
+"""Immutable bytes under their sha256, a namespace a tenant."""
