@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+# The linears that an adapter may modify; this order is the index of a target in every table.
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 NO_SLOT = -1  # base rows: every kernel leaves them alone before it touches anything else
 
 
@@ -119,10 +122,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step emitted for one request; the last one carries `finish_reason`, and `error` if it failed."""
+    """What one step emitted for one request; the last one carries `finish_reason`, and `error` if it failed.
+
+    `retryable`: the same request may succeed later (503); otherwise it will not (its adapter is gone or does not fit).
+    """
 
     request_id: str
     token_id: int | None
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
+    retryable: bool = False

@@ -1,0 +1,160 @@
+"""The thread that steps the engine: the only one that ever touches it.
+
+Other threads leave commands in an inbox; the loop applies them between steps, steps while there is progress to make, and
+sleeps on a condition otherwise. An arrived pull wakes it through the same condition.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+
+from gpu_runtime.core import AdapterKey, FinishReason, Request, StepOutput
+from gpu_runtime.engine.engine import Engine
+from gpu_runtime.engine.state import Condition, EngineState
+
+log = logging.getLogger(__name__)
+
+OutputSink = Callable[[StepOutput], None]
+
+MAX_FAILURES = 3  # consecutive failed steps after which the loop gives up and reports itself failed
+BLOCKED_WAIT_S = 0.05  # while everything waits for pulls: how often deadlines are looked at
+
+
+class EngineStopped(RuntimeError):
+    """The loop accepts no more requests: it drains, has stopped or has failed."""
+
+
+class EngineLoop:
+    """Owns the step thread of one engine.
+
+    `sink`s are called on that thread, in token order, and must not block (hand over with `call_soon_threadsafe`); the last
+    output of a request carries `finish_reason`, and exactly one such output arrives for every accepted request.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: list[Callable[[], None]] = []
+        self._sinks: dict[str, OutputSink] = {}
+        self._wakeup = threading.Condition()
+        self._woken = False
+        self._condition: Condition = "starting"
+        self._state = engine.state()
+        self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+        engine.wake_with(self._wake)
+
+    # ---- any thread ----
+
+    def start(self) -> None:
+        """Start stepping. Called once."""
+        self._condition = "ready"
+        self._thread.start()
+
+    def submit(self, request: Request, *, grant: str | None, sink: OutputSink) -> None:
+        """Queue a request; its pull starts with it. Raises ValueError (400) if it could never run, EngineStopped (503) if draining."""
+        self._engine.check_request(request)
+        with self._wakeup:
+            if self._condition not in ("starting", "ready"):
+                raise EngineStopped(f"the engine is {self._condition}")
+            if request.request_id in self._sinks:
+                raise ValueError(f"request_id is {request.request_id!r}; a request of that id is running")
+            self._sinks[request.request_id] = sink
+        self._command(lambda: self._add(request, grant))
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request and free what it holds; its sink gets a last output. Unknown or finished ids are ignored."""
+        self._command(lambda: self._emit(self._engine.cancel(request_id)))
+
+    def drop(self, key: AdapterKey) -> Future[None]:
+        """Forget an adapter everywhere. Done when the last handle is released, its pages zeroed and its files gone."""
+        done: Future[None] = Future()
+        self._command(lambda: self._engine.drop(key).add_done_callback(lambda _: done.set_result(None)))
+        return done
+
+    def state(self) -> EngineState:
+        """The state after the latest step, with this loop's own condition."""
+        return replace(self._state, condition=self._condition)
+
+    def stop(self, *, drain_s: float = 0.0) -> None:
+        """Accept nothing more, let running requests finish for `drain_s`, cancel the rest, end the thread. Idempotent."""
+        with self._wakeup:
+            if self._condition in ("starting", "ready"):
+                self._condition = "draining"
+        deadline = time.monotonic() + drain_s
+        while self._thread.is_alive() and self._sinks and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._command(self._finish_all)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._engine.close()
+
+    # ---- step thread ----
+
+    def _run(self) -> None:
+        failures = 0
+        while self._take_commands():
+            try:
+                self._emit(self._engine.step())
+                failures = 0
+            except Exception:  # the loop's edge: one bad step must not end the process or leave clients hanging
+                log.exception("engine.step_failed")
+                failures += 1
+                self._emit(self._engine.abort_all("the engine failed in a step; see its log", retryable=True))
+            self._state = self._engine.state()
+            if failures >= MAX_FAILURES:
+                self._condition = "failed"
+                log.error("engine.failed")
+
+    def _take_commands(self) -> bool:
+        """Sleep until there is something to do, then apply what the inbox holds. False when the thread shall end."""
+        with self._wakeup:
+            while not (self._woken or self._engine.can_progress):
+                if not self._wakeup.wait(BLOCKED_WAIT_S if self._engine.has_work else None):
+                    break
+            commands, self._inbox, self._woken = self._inbox, [], False
+        for command in commands:
+            command()
+        return self._condition not in ("stopped", "failed")
+
+    def _add(self, request: Request, grant: str | None) -> None:
+        try:
+            self._engine.add_request(request, grant=grant)
+        except ValueError as error:
+            self._emit([StepOutput(request.request_id, None, finish_reason=FinishReason.ERROR, error=str(error))])
+
+    def _emit(self, outputs: list[StepOutput]) -> None:
+        for output in outputs:
+            sink = self._sinks.get(output.request_id)
+            if output.finish_reason is not None:
+                self._sinks.pop(output.request_id, None)
+            if sink is not None:
+                self._deliver(sink, output)
+
+    def _deliver(self, sink: OutputSink, output: StepOutput) -> None:
+        """A sink whose client is gone (its event loop closed) costs that request alone."""
+        try:
+            sink(output)
+        except RuntimeError:
+            log.warning("sink.closed", extra={"request_id": output.request_id})
+            self._command(lambda: self._emit(self._engine.cancel(output.request_id)))
+
+    def _finish_all(self) -> None:
+        self._emit(self._engine.abort_all("the engine is shutting down", retryable=True))
+        self._condition = "stopped"
+
+    # ---- both ----
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._wakeup:
+            self._inbox.append(command)
+            self._woken = True
+            self._wakeup.notify()
+
+    def _wake(self) -> None:
+        with self._wakeup:
+            self._woken = True
+            self._wakeup.notify()
