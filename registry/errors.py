@@ -11,7 +11,8 @@
     |- TooLarge                   413
     |- PreconditionRequired       428
     |- RateLimited                429
-    `- Unavailable                503  always with Retry-After
+    |- Unavailable                503  always with Retry-After
+    `- StorageFull                507  the disk below the blobs is full; nothing was kept
 
 `/api/v1` renders RFC 9457 problems; `/v1` renders OpenAI's error object.
 """
@@ -120,6 +121,10 @@ class RateLimited(RegistryError):
 
 class Unavailable(RegistryError):
     status, code, title = 503, "unavailable", "Temporarily unavailable"
+
+
+class StorageFull(RegistryError):
+    status, code, title = 507, "storage_full", "Storage is full"
 
 
 PROBLEM_SCHEMA: dict[str, Any] = {
