@@ -157,3 +157,6 @@ def _write_session(request: Request) -> Iterator[WriteSession]:
 # scope="function": the transaction ends before the response is sent, so a client never reads back less than it wrote.
 ReadSessionDep = Annotated[ReadSession, Depends(_read_session, scope="function")]
 WriteSessionDep = Annotated[WriteSession, Depends(_write_session, scope="function")]
+
+# For endpoints that move bytes and open their own short units of work around them.
+DatabaseDep = Annotated[Database, Depends(_database)]
