@@ -1,7 +1,11 @@
 """The HTTP contract between registry and replicas, versioned. Pydantic only: both houses import it.
 
 A peer that speaks another `WIRE_VERSION` is answered 409 `wire_version` and told both numbers, so that a rolling
-upgrade fails loudly and at once instead of half-understanding.
+upgrade fails loudly and at once instead of half-understanding. Every message therefore says its version, and the
+receiver checks it (`require_wire_version`) before it looks at any other field.
+
+`tenant` is always the tenant's id, never its name: an id is not used twice, so a deleted tenant's caches can never
+meet a new tenant of the same name.
 """
 
 from __future__ import annotations
@@ -19,10 +23,31 @@ VERSION_DIGEST_HEADER = "X-Lorary-Version-Digest"
 FORM_DIGEST_HEADER = "X-Lorary-Form-Digest"
 TENANT_HEADER = "X-Lorary-Tenant"  # an admin key acts inside this tenant
 
+REPLICAS_PATH = "/api/v1/replicas"
+RESOLVE_PATH = "/api/v1/resolve"
+PULL_PATH = "/api/v1/pull"
+
 GRANT_ALGORITHM = "EdDSA"
 GRANT_ISSUER = "lorary"
 
+MAX_RESIDENTS = 16_384  # a heartbeat stays near 2 MiB; a replica that holds more reports the nearest ones
+
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class WireVersionMismatch(ValueError):
+    """The peer speaks another version of this contract, or does not say which."""
+
+    def __init__(self, theirs: object) -> None:
+        super().__init__(f"wire_version is {theirs!r} and this side speaks {WIRE_VERSION}; run the same Lorary version on both")
+        self.theirs = theirs
+
+
+def require_wire_version(message: object) -> None:
+    """Raises WireVersionMismatch unless `message` (decoded JSON) says that it speaks our version."""
+    theirs = message.get("wire_version") if isinstance(message, dict) else None
+    if theirs != WIRE_VERSION:
+        raise WireVersionMismatch(theirs)
 
 
 class WireModel(BaseModel):
@@ -36,7 +61,7 @@ class WireModel(BaseModel):
 class ReplicaRegistration(WireModel):
     """POST /api/v1/replicas, with a key of scope `replica`. Idempotent by (key, url)."""
 
-    url: str = Field(max_length=512, description="Where the registry reaches this replica.")
+    url: str = Field(max_length=512, pattern=r"^https?://[^/?#@\s]+/?$", description="Where the registry reaches this replica.")
     base_digest: Sha256
     max_rank: int = Field(ge=1)
     num_pages: int = Field(ge=1)
@@ -64,14 +89,17 @@ class Resident(BaseModel):
 
 
 class Heartbeat(WireModel):
-    """POST /api/v1/replicas/{replica_id}/heartbeat. `sequence` grows; an older one than the last is ignored."""
+    """POST /api/v1/replicas/{replica_id}/heartbeat. `sequence` grows; an older one than the last is ignored.
+
+    The first heartbeat after a registration makes the replica live; "draining" takes it out of choice at once.
+    """
 
     sequence: int = Field(ge=0)
     state: Literal["ready", "draining"]
     num_queued: int = Field(ge=0)
     num_running: int = Field(ge=0)
     num_free_pages: int = Field(ge=0)
-    residents: tuple[Resident, ...] = ()
+    residents: tuple[Resident, ...] = Field(default=(), max_length=MAX_RESIDENTS)
 
 
 class HeartbeatReply(WireModel):
@@ -108,7 +136,8 @@ class FormDescription(WireModel):
 class GrantClaims(BaseModel):
     """The JWT (EdDSA) that the front door puts on one request to one replica.
 
-    `jti` is the request id and is accepted once; `aud` is the replica id. `form_digest` None means the base model.
+    `jti` is unique to this request (the registry draws it, a client cannot choose it) and is accepted once; `aud` is
+    the replica id. `form_digest` None means the base model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

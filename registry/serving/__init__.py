@@ -1,0 +1,1 @@
+"""Replicas, grants, and the front door to inference."""
