@@ -13,8 +13,8 @@ PAGE_ALIGNMENT = 16  # bytes; slot tables count in this unit
 POISON = 0xFF  # NaN in f32, f16 and bf16 alike, so that a kernel which trusts old bytes is caught
 
 
-class PoolFull(Exception):  # noqa: N818 - a state of the pool that the scheduler answers, not a defect
-    """Too few free pages; nothing was allocated."""
+class PoolFull(Exception):
+    """Too few free pages; nothing was allocated. A state of the pool that the scheduler answers, not a defect."""
 
     def __init__(self, *, wanted: int, free: int) -> None:
         super().__init__(f"wanted {wanted} pages, {free} are free")

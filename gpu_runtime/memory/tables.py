@@ -57,9 +57,7 @@ class SlotTables:
         self.rows[slot] = -1
         self.scales[slot] = 0
 
-    def _staged(
-        self, plan: AdapterPlan, pages: Sequence[int], scales: Sequence[float]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _staged(self, plan: AdapterPlan, pages: Sequence[int], scales: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = torch.full(self.rows.shape[1:], -1, dtype=torch.int32)
         ranks = torch.zeros(self.ranks.shape[1:], dtype=torch.int32)
         factors = torch.zeros(self.scales.shape[1:], dtype=torch.float32)

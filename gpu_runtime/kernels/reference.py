@@ -1,0 +1,100 @@
+"""Plain torch, any device: the specification of every op and the oracle that other backends are tested against.
+
+Written to be read, not to be fast: one request, one segment, one target at a time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from gpu_runtime.core import NO_SLOT
+from gpu_runtime.kernels.backend import AdapterTables, LoraGroup, RopeTables
+from gpu_runtime.kernels.batch import ForwardBatch
+
+STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # by the codes of memory/tables.py
+
+
+class ReferenceKernels:
+    """See `backend.Kernels` for the semantics of each op."""
+
+    name = "reference"
+
+    def linear(self, x: torch.Tensor, *, weight: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, weight)
+
+    def rms_norm(self, x: torch.Tensor, *, weight: torch.Tensor, eps: float, added: torch.Tensor | None = None) -> torch.Tensor:
+        if added is not None:
+            x += added
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def lora_delta(
+        self, y: torch.Tensor, *, x: torch.Tensor, pool: torch.Tensor, tables: AdapterTables, group: LoraGroup, batch: ForwardBatch
+    ) -> None:
+        for start, end, slot in batch.segments:
+            if slot == NO_SLOT:
+                continue
+            for target, (first, last) in zip(group.targets, group.spans, strict=True):
+                rank = int(tables.ranks[slot, group.layer, target])
+                if rank == 0:
+                    continue
+                dtype = STORED_DTYPES[int(tables.dtypes[slot])]
+                rows = tables.rows[slot, group.layer, target, :, :rank]
+                a = read_rows(pool, rows=rows[0], num_features=x.shape[1], dtype=dtype)
+                b = read_rows(pool, rows=rows[1], num_features=last - first, dtype=dtype)
+                y[start:end, first:last] += (x[start:end] @ a.T) * tables.scales[slot, group.layer, target] @ b
+
+    def rope_kv_write(
+        self, qkv: torch.Tensor, *, num_heads: int, rope: RopeTables, kv: torch.Tensor, layer: int, batch: ForwardBatch
+    ) -> None:
+        num_tokens = qkv.shape[0]
+        kv_heads, tokens_per_page, head_dim = kv.shape[3:]
+        heads = qkv.view(num_tokens, -1, head_dim)
+        rotated = heads[:, : num_heads + kv_heads]
+        cos, sin = rope.cos[batch.positions, None], rope.sin[batch.positions, None]
+        low, high = rotated[..., : head_dim // 2], rotated[..., head_dim // 2 :]
+        rotated.copy_(torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1))
+        pages, offsets = batch.kv_slots // tokens_per_page, batch.kv_slots % tokens_per_page
+        kv[pages, layer, 0, :, offsets] = heads[:, num_heads : num_heads + kv_heads].to(kv.dtype)
+        kv[pages, layer, 1, :, offsets] = heads[:, num_heads + kv_heads :].to(kv.dtype)
+
+    def paged_attention(self, qkv: torch.Tensor, *, num_heads: int, kv: torch.Tensor, layer: int, batch: ForwardBatch) -> torch.Tensor:
+        head_dim = kv.shape[5]
+        out = torch.empty((qkv.shape[0], num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
+        for request in range(batch.num_requests):
+            start, end = int(batch.query_starts[request]), int(batch.query_starts[request + 1])
+            keys, values = read_context(kv, layer=layer, table=batch.block_tables[request], length=int(batch.context_lens[request]))
+            queries = qkv[start:end, : num_heads * head_dim].view(end - start, num_heads, head_dim)
+            out[start:end] = _attend(queries, keys.to(qkv.dtype), values.to(qkv.dtype), batch.positions[start:end])
+        return out
+
+
+def read_rows(pool: torch.Tensor, *, rows: torch.Tensor, num_features: int, dtype: torch.dtype) -> torch.Tensor:
+    """Rank rows as f32 (rank, num_features); `rows` are their starts in 16-byte units."""
+    flat = pool.view(-1)
+    length = num_features * dtype.itemsize
+    return torch.stack([flat[16 * row : 16 * row + length].view(dtype).float() for row in rows.tolist()])
+
+
+def read_context(kv: torch.Tensor, *, layer: int, table: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V of one request's first `length` tokens, each (length, kv_heads, head_dim)."""
+    tokens_per_page = kv.shape[4]
+    pages = table[: -(-length // tokens_per_page)].long()
+    blocks = kv[pages, layer].permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length]
+    return blocks[0], blocks[1]
+
+
+def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Causal GQA of queries (Q, H, D) at `positions` over keys and values (C, KV, D); result (Q, H * D)."""
+    group = queries.shape[1] // keys.shape[1]
+    keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    scores = torch.einsum("qhd,chd->hqc", queries, keys) / math.sqrt(queries.shape[2])
+    future = torch.arange(keys.shape[0], device=keys.device) > positions[:, None]
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+    return torch.einsum("hqc,chd->qhd", weights, values).flatten(1)

@@ -1,0 +1,115 @@
+"""Logits against transformers, with chunked prefill, decode, a shuffled paged KV and mixed batches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu_runtime.core import NO_SLOT
+from gpu_runtime.kernels.backend import Kernels, select_backend
+from gpu_runtime.kernels.batch import BatchRow, build_batch
+from gpu_runtime.memory.layout import PageLayout
+from gpu_runtime.memory.pages import PagePool
+from gpu_runtime.memory.tables import SlotTables
+from gpu_runtime.models.llama import Llama
+from gpu_runtime.models.spec import ModelSpec
+from gpu_runtime.models.weights import load_weights
+from tests.tiny import make_tiny_model
+
+MODELS = {
+    "tied": {},
+    "untied-gqa-wide-head": {"tied": False, "num_heads": 6, "num_kv_heads": 1, "head_dim": 24, "hidden_size": 96},
+    "mha": {"num_heads": 4, "num_kv_heads": 4, "num_layers": 3},
+    "llama3-rope": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+}
+
+
+class Runner:
+    """The runtime's model with a small poisoned pool, stepped by hand."""
+
+    def __init__(self, model_dir: Path, *, kernels: Kernels, num_pages: int = 64) -> None:
+        spec = ModelSpec.from_config(json.loads((model_dir / "config.json").read_text()))
+        self.layout = PageLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim)
+        self.pool = PagePool(num_pages=num_pages, page_bytes=self.layout.page_bytes, poison_freed=True)
+        tables = SlotTables(num_slots=2, num_layers=spec.num_layers, max_rank=8)
+        weights = load_weights(model_dir, spec=spec)
+        self.model = Llama(spec, weights=weights, kernels=kernels, pool=self.pool, layout=self.layout, tables=tables)
+
+    def pages(self, num_tokens: int) -> list[int]:
+        """Pages in descending order, so that a table that is read as a range fails."""
+        return sorted(self.pool.allocate(self.layout.pages_for(num_tokens), owner="test"), reverse=True)
+
+    def step(self, *rows: BatchRow) -> torch.Tensor:
+        return self.model.forward(build_batch(rows, tokens_per_page=self.layout.tokens_per_page))
+
+
+def transformers_logits(model_dir: Path, prompts: list[list[int]]) -> list[torch.Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        return [model(torch.tensor([prompt])).logits[0] for prompt in prompts]
+
+
+def random_prompts(vocab_size: int, lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+
+def chunked_logits(runner: Runner, prompts: list[list[int]], *, chunk: int) -> list[dict[int, torch.Tensor]]:
+    """Feed all prompts side by side, `chunk` tokens a step and the last 3 tokens one by one: {position: logits} of each."""
+    tables = [runner.pages(len(prompt)) for prompt in prompts]
+    done = [0] * len(prompts)
+    seen: list[dict[int, torch.Tensor]] = [{} for _ in prompts]
+    while any(at < len(prompt) for at, prompt in zip(done, prompts, strict=True)):
+        rows, owners = [], []
+        for index, prompt in enumerate(prompts):
+            left = len(prompt) - done[index]
+            size = min(chunk, left - 3) if left > 3 else 1
+            if left > 0:
+                rows.append(BatchRow(prompt[done[index] : done[index] + size], done[index], tables[index], NO_SLOT))
+                owners.append(index)
+                done[index] += size
+        for index, logits in zip(owners, runner.step(*rows), strict=True):
+            seen[index][done[index] - 1] = logits
+    return seen
+
+
+def worst_difference(model_dir: Path, runner: Runner, prompts: list[list[int]], *, chunk: int) -> float:
+    expected = transformers_logits(model_dir, prompts)
+    seen = chunked_logits(runner, prompts, chunk=chunk)
+    assert all(len(found) >= 3 for found in seen)
+    return max(float((expected[index][at] - row).abs().max()) for index, found in enumerate(seen) for at, row in found.items())
+
+
+@pytest.fixture(params=["reference"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return select_backend(reference=request.param == "reference")
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("chunk", [5, 64])
+def test_logits_equal_transformers(tmp_path: Path, kernels: Kernels, kind: str, chunk: int) -> None:
+    model_dir = make_tiny_model(tmp_path, **MODELS[kind])
+    runner = Runner(model_dir, kernels=kernels)
+    prompts = random_prompts(runner.model.spec.vocab_size, [1 + 3, 17, 33, 100])
+    assert worst_difference(model_dir, runner, prompts, chunk=chunk) < 1e-4
+
+
+@pytest.mark.model
+def test_real_model_logits_equal_transformers(kernels: Kernels, base_model_dir: Path) -> None:
+    runner = Runner(base_model_dir, kernels=kernels)
+    prompts = random_prompts(runner.model.spec.vocab_size, [8, 23, 50])
+    assert worst_difference(base_model_dir, runner, prompts, chunk=16) < 1e-3
