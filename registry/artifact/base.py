@@ -1,56 +1,32 @@
-"""What an adapter must fit: the shapes of a base model, derived from its Hugging Face config.json.
+"""What an adapter must fit: a base model's shapes and its identity.
 
-Families: llama, mistral, qwen2, qwen3, gemma3 (text, also inside the multimodal config). `settings` is the config with
-every spelling and default resolved; the base digest (base_digest.py) is taken over it, so that a config saved by an old
-and by a new transformers give one digest.
+The base digest is sha256 of canonical JSON {"schema", "tensors": [[name, dtype, shape, sha256 of the bytes] by name],
+"tokenizer": sha256 of the canonical tokenizer.json, "config": base_config.settings(config.json)} (DESIGN 2). It is equal
+on any machine and under any sharding. Bytes are streamed, memory stays small.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from registry.artifact.base_config import CONFIG_SUBSET, settings, sizes_of, text_config
+from registry.artifact.digest import StreamHasher, canonical_json, read_chunks, sha256_hex
 from registry.artifact.errors import ArtifactRefused
+from registry.artifact.header import TensorEntry, parse_header
+from registry.artifact.strict_json import load_object
 
-# The order in which targets stand everywhere.
+__all__ = ["CONFIG_SUBSET", "PARENTS", "TARGETS", "BaseSpec", "compute_base_digest"]
+
+# The order in which targets stand everywhere, and the block that each belongs to.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PARENTS = {name: "self_attn" if name in TARGETS[:4] else "mlp" for name in TARGETS}
 
-MAX_LAYERS = 1024
-MAX_SIZE = 2**24
-
-_ALL_FAMILIES: dict[str, Any] = {
-    "tie_word_embeddings": False,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "sliding_window": None,
-    "use_sliding_window": None,
-    "max_window_layers": None,
-    "query_pre_attn_scalar": None,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "rope_theta": 10000.0,
-}
-_GEMMA3 = {
-    "tie_word_embeddings": True,
-    "hidden_act": "gelu_pytorch_tanh",
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "head_dim": 256,
-    "rope_theta": 1000000.0,
-}
-# What transformers assumes where a saved config is silent (it leaves out what equals its default).
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"sliding_window": 4096, "num_key_value_heads": 8},
-    "qwen2": {"use_sliding_window": False, "max_window_layers": 28, "sliding_window": 4096, "num_key_value_heads": 32},
-    "qwen3": {"use_sliding_window": False, "max_window_layers": 28, "sliding_window": 4096, "num_key_value_heads": 32, "head_dim": 128},
-    "gemma3_text": _GEMMA3,
-}
+DIGEST_SCHEMA = 1
+MAX_JSON_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -89,123 +65,71 @@ class BaseSpec:
         )
 
     def to_json(self) -> dict[str, Any]:
-        fields = asdict(self)
-        return fields | {"targets": {name: list(features) for name, features in self.targets.items()}}
+        return asdict(self) | {"targets": {name: list(features) for name, features in self.targets.items()}}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BaseSpec:
-        """What `to_json` made, key order apart."""
+        """The inverse of `to_json`, for what we stored ourselves."""
         targets = {name: (int(value["targets"][name][0]), int(value["targets"][name][1])) for name in TARGETS}
         return cls(**{**value, "targets": targets})
 
 
-def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's part of a config, with `model_type` one of FAMILIES. Raises ArtifactRefused."""
-    text = dict(config)
-    if config.get("model_type") == "gemma3" and isinstance(config.get("text_config"), Mapping):
-        text = {"model_type": "gemma3_text", **config["text_config"]}
-    family = text.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ArtifactRefused(
-            "unsupported_base_model",
-            f"the family {str(family)[:40]!a} is not served",
-            field="model_type",
-            value=family,
-            remedy=f"choose a base model of {', '.join(FAMILIES)}",
-        )
-    return text
+def compute_base_digest(model_dir: Path) -> str:
+    """Digest of a folder with config.json, tokenizer.json and *.safetensors.
 
-
-def sizes_of(text: Mapping[str, Any]) -> dict[str, int]:
-    """The eight sizes, defaults of the family resolved."""
-    defaults = FAMILIES[text["model_type"]]
-    sizes = {name: _size(text, name) for name in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")}
-    sizes["num_hidden_layers"] = _size(text, "num_hidden_layers", limit=MAX_LAYERS)
-    kv_heads = defaults.get("num_key_value_heads", sizes["num_attention_heads"])
-    sizes["num_key_value_heads"] = _size(text, "num_key_value_heads", default=kv_heads)
-    head_dim = defaults.get("head_dim", sizes["hidden_size"] // sizes["num_attention_heads"])
-    sizes["head_dim"] = _size(text, "head_dim", default=head_dim)
-    if sizes["num_attention_heads"] % sizes["num_key_value_heads"]:
-        raise _bad_size("num_key_value_heads", sizes["num_key_value_heads"], "it does not divide num_attention_heads")
-    return sizes
-
-
-def _size(text: Mapping[str, Any], name: str, *, default: int | None = None, limit: int = MAX_SIZE) -> int:
-    value = text.get(name)
-    value = default if value is None else value
-    if type(value) is not int or not 1 <= value <= limit:
-        raise _bad_size(name, value, f"it is {str(value)[:40]!a}, not an integer between 1 and {limit}")
-    return value
-
-
-def _bad_size(name: str, value: object, problem: str) -> ArtifactRefused:
-    remedy = "give the config.json that belongs to the model"
-    return ArtifactRefused("bad_base_model", problem, field=name, value=value, remedy=remedy)
-
-
-def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's behaviour in one spelling: every number of CONFIG_SUBSET resolved, floats rounded to float32.
-
-    float32, because a config that went through a GGUF carries 9.999999747378752e-06 where the original says 1e-05, and
-    no model computes with more.
+    Raises ArtifactRefused for a missing or broken file and for a tensor that stands in two shards.
     """
-    text = text_config(config)
-    defaults = _ALL_FAMILIES | FAMILIES[text["model_type"]]
-    subset: dict[str, Any] = {name: text[name] if text.get(name) is not None else default for name, default in defaults.items()}
-    subset |= sizes_of(text)
-    if text.get("hidden_activation") is not None:
-        subset["hidden_act"] = text["hidden_activation"]
-    if text["model_type"] == "mistral" and "sliding_window" in text:
-        subset["sliding_window"] = text["sliding_window"]  # here null is a value of its own: full attention
-    subset["model_type"] = text["model_type"]
-    subset["max_position_embeddings"] = text.get("max_position_embeddings")
-    subset["rope"] = _rope(text, default_theta=subset.pop("rope_theta"))
-    return {name: _canonical(value) for name, value in subset.items()}
-
-
-# The keys of config.json that the base digest covers, after `settings` has resolved them. Everything else (dropout,
-# token ids, initializer_range, torch_dtype, transformers_version, ...) changes no answer of a served model.
-CONFIG_SUBSET = frozenset(
-    {
-        *(_ALL_FAMILIES.keys() - {"rope_theta"}),
-        *("model_type", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
-        *("num_hidden_layers", "vocab_size", "max_position_embeddings", "rope"),
+    tensors = sorted(_tensor_rows(model_dir))
+    for first, second in itertools.pairwise(tensors):
+        if first[0] == second[0]:
+            raise _bad_folder(f"the tensor {first[0][:80]!a} stands in two shards", value=first[0])
+    content = {
+        "schema": DIGEST_SCHEMA,
+        "tensors": tensors,
+        "tokenizer": sha256_hex(canonical_json(canonical_tokenizer(_read_json(model_dir / "tokenizer.json")))),
+        "config": settings(_read_json(model_dir / "config.json")),
     }
-)
+    return sha256_hex(canonical_json(content))
 
 
-def _rope(text: Mapping[str, Any], *, default_theta: Any) -> dict[str, Any]:
-    """Rotary parameters by kind of attention, from `rope_parameters` (transformers 5) or rope_theta and rope_scaling."""
-    given = text.get("rope_parameters") or {}
-    full = given.get("full_attention") or (given if "rope_theta" in given or "rope_type" in given else None)
-    if full is None:
-        full = dict(text.get("rope_scaling") or {})
-    full = {"rope_theta": default_theta, **full}
-    full["rope_type"] = full.pop("type", None) or full.get("rope_type") or "default"
-    rope: dict[str, Any] = {"full": full}
-    if text["model_type"] == "gemma3_text":
-        local = given.get("sliding_attention") or {"rope_theta": text.get("rope_local_base_freq", 10000.0)}
-        rope["sliding"] = {"rope_type": "default", **local}
-        rope["pattern"] = _sliding_layers(text)
-    return rope
+def _tensor_rows(model_dir: Path) -> Iterator[tuple[str, str, list[int], str]]:
+    shards = sorted(model_dir.glob("*.safetensors"))
+    if not shards:
+        raise _bad_folder("it holds no *.safetensors", value=model_dir.name)
+    for shard in shards:
+        with shard.open("rb") as file:
+            header = parse_header(file, file_size=shard.stat().st_size)
+            for tensor in header.tensors:  # in the order of their bytes, so the file is read straight through
+                hasher = StreamHasher()
+                for chunk in read_chunks(file, limit=tensor.num_bytes):
+                    hasher.update(chunk)
+                _require_whole(tensor, hasher.size)
+                yield tensor.name, tensor.dtype, list(tensor.shape), hasher.digest
 
 
-def _sliding_layers(text: Mapping[str, Any]) -> list[str]:
-    """Kind of attention a layer; older configs give the period of the full-attention layers instead."""
-    if text.get("layer_types"):
-        return list(text["layer_types"])
-    period = int(text.get("sliding_window_pattern") or 6)
-    layers = range(1, int(text["num_hidden_layers"]) + 1)
-    return ["sliding_attention" if layer % period else "full_attention" for layer in layers]
+def _require_whole(tensor: TensorEntry, size: int) -> None:
+    if size != tensor.num_bytes:
+        raise _bad_folder(f"a shard shrank while {tensor.name[:80]!a} was read", value=tensor.name)
 
 
-def _canonical(value: Any) -> Any:
-    """One spelling of a number: 100000 and 100000.0 are the same; a fraction is what float32 keeps of it."""
-    if isinstance(value, dict):
-        return {str(key): _canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
-    if isinstance(value, float):
-        single: float = struct.unpack("<f", struct.pack("<f", value))[0]
-        return int(single) if single.is_integer() else single
-    return value
+def canonical_tokenizer(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Without padding and truncation (state of whoever saved it), and with merges as pairs (older files join them)."""
+    kept = {key: value for key, value in tokenizer.items() if key not in {"padding", "truncation"}}
+    model = kept.get("model")
+    if isinstance(model, dict) and isinstance(model.get("merges"), list):
+        merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+        kept["model"] = model | {"merges": merges}
+    return kept
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise _bad_folder(f"{path.name} is absent", value=path.name)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise _bad_folder(f"{path.name} is larger than {MAX_JSON_BYTES} bytes", value=path.name)
+    return load_object(path.read_bytes(), field=path.name)
+
+
+def _bad_folder(problem: str, *, value: object) -> ArtifactRefused:
+    remedy = "give a folder with config.json, tokenizer.json and the *.safetensors of one model"
+    return ArtifactRefused("bad_base_model", problem, field="base model", value=value, remedy=remedy)

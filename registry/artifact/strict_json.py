@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -42,7 +43,7 @@ def _parse(data: bytes, *, field: str) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             names = sorted(key for key, _ in pairs)
-            twice = next(key for key, following in zip(names, names[1:], strict=False) if key == following)
+            twice = next(key for key, following in itertools.pairwise(names) if key == following)
             problem = f"the key {twice[:80]!a} stands twice"
             raise ArtifactRefused("duplicate_key", problem, field=field, value=twice, remedy="keep one of the two")
         return found
