@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +27,9 @@ class Settings(BaseSettings):
     public_url: str = "http://127.0.0.1:8420"
     host: str = "127.0.0.1"
     port: int = Field(default=8420, ge=0, le=65535)
+
+    database_busy_timeout_s: float = Field(default=5.0, gt=0, description="How long a writer waits before it answers 503.")
+    drain_s: float = Field(default=30.0, ge=0, description="How long running requests may take after SIGTERM.")
 
     max_inline_blob_bytes: int = Field(default=64 * 2**20, gt=0)
     max_body_bytes: int = Field(default=4 * 2**20, gt=0)
@@ -69,3 +73,19 @@ def load_settings(**overrides: object) -> Settings:
         return settings
     key = settings.secret_key_file.read_text().strip()
     return settings.model_copy(update={"secret_key": SecretStr(key)})
+
+
+class CliSettings(BaseSettings):
+    """What the `lorary` command takes from the environment. A flag beats it; the state directory's files come after it."""
+
+    model_config = SettingsConfigDict(env_prefix="LORARY_", frozen=True, extra="ignore")
+
+    state_dir: Path = DEFAULT_STATE_DIR
+    url: str = ""
+    api_key: SecretStr = SecretStr("")
+    tenant: str = ""
+
+
+def child_environment(**overrides: str) -> dict[str, str]:
+    """The environment of a process that `lorary` starts: ours, with `overrides` on top."""
+    return {**os.environ, **overrides}

@@ -83,7 +83,7 @@ class WriteSession(ReadSession):
 
 def database_time(session: ReadSession) -> dt.datetime:
     """The database's clock as a value, to compute deadlines from."""
-    now = session.scalar(select(utc_now()))
+    now: dt.datetime | None = session.scalar(select(utc_now()))
     assert now is not None, "the database did not tell its time"
     return now
 

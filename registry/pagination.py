@@ -11,8 +11,9 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Select, tuple_
+from sqlalchemy import ColumnElement, Select, literal, tuple_
 
+from registry.db import UtcDateTime
 from registry.errors import BadRequest
 
 DEFAULT_LIMIT = 50
@@ -24,7 +25,7 @@ Cursor = Annotated[str | None, Query(max_length=512, description="`next_cursor` 
 
 R = TypeVar("R")
 T = TypeVar("T")
-S = TypeVar("S", bound=Select[Any])
+S = TypeVar("S", bound=Select[*tuple[Any, ...]])
 
 
 class Page(BaseModel, Generic[T]):
@@ -60,7 +61,8 @@ def after_cursor(statement: S, cursor: str | None, *, at: Any, row_id: Any, limi
     """Newest first, one row more than `limit` so that `make_page` can tell whether another page follows."""
     if cursor is not None:
         moment, last_id = decode_cursor(cursor)
-        keyset: ColumnElement[bool] = tuple_(at, row_id) < tuple_(moment, last_id)
+        # The type is named: bound as a plain datetime, SQLite would compare other text than it stores.
+        keyset: ColumnElement[bool] = tuple_(at, row_id) < tuple_(literal(moment, UtcDateTime()), literal(last_id))
         statement = statement.where(keyset)
     return statement.order_by(at.desc(), row_id.desc()).limit(limit + 1)
 

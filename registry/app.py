@@ -1,0 +1,80 @@
+"""Composition root: builds the application out of settings, and nothing else decides what goes where."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import httpx2
+from fastapi import FastAPI
+
+from registry import health
+from registry.audit.service import record
+from registry.blobs.local import LocalBlobStore
+from registry.config import Settings, load_settings
+from registry.db import Database
+from registry.middleware import BodyLimit, RequestContext
+from registry.openapi import install_openapi
+from registry.problems import install_error_handlers
+from registry.tenants.keys import KeyHasher
+from registry.tenants.last_used import LastUsed
+
+API_PREFIX = "/api/v1"
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The registry's HTTP surface. Raises ValueError when there is no secret key yet (`lorary db init` makes one)."""
+    settings = settings or load_settings()
+    app = FastAPI(
+        title="Lorary registry",
+        version=version("lorary"),
+        description="Multi-tenant registry of LoRA adapters, and the front door to the replicas that serve them.",
+        lifespan=_lifespan,
+    )
+    _set_state(app, settings)
+    _include_routers(app)
+    install_error_handlers(app)
+    install_openapi(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext)
+    return app
+
+
+def _set_state(app: FastAPI, settings: Settings) -> None:
+    app.state.settings = settings
+    app.state.key_hasher = KeyHasher(settings.secret_key.get_secret_value())
+    app.state.database = Database(settings.resolved_database_url, busy_timeout_s=settings.database_busy_timeout_s)
+    app.state.blob_store = LocalBlobStore(settings.blob_dir)
+    app.state.last_used = LastUsed(app.state.database)
+    app.state.record = record
+    # A reply may think for minutes before its first token: only connecting and writing have deadlines.
+    app.state.http = httpx2.AsyncClient(
+        timeout=httpx2.Timeout(connect=2.0, read=None, write=30.0, pool=5.0),
+        limits=httpx2.Limits(max_connections=1024, max_keepalive_connections=64),
+        trust_env=False,
+    )
+
+
+def _include_routers(app: FastAPI) -> None:
+    app.include_router(health.router)
+    for domain in ("tenants", "audit", "jobs", "blobs", "base_models", "adapters", "serving"):
+        if find_spec(f"registry.{domain}.endpoints") is None:
+            continue
+        endpoints = import_module(f"registry.{domain}.endpoints")
+        app.include_router(endpoints.router, prefix=API_PREFIX)
+        if hasattr(endpoints, "openai_router"):
+            app.include_router(endpoints.openai_router, prefix="/v1")
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.last_used.start()
+    try:
+        yield
+    finally:
+        app.state.last_used.stop()
+        await app.state.http.aclose()
+        app.state.database.close()

@@ -1,0 +1,1 @@
+"""Durable rows of asynchronous work, claimed by lease and fence."""

@@ -1,0 +1,14 @@
+"""Imports every domain's tables, so that `Table.metadata` is complete: for migrations and for tests."""
+
+from __future__ import annotations
+
+import registry.adapters.models
+import registry.audit.models
+import registry.base_models.models
+import registry.blobs.models
+import registry.jobs.models
+import registry.serving.models
+import registry.tenants.models  # noqa: F401
+from registry.db import Table
+
+metadata = Table.metadata

@@ -1,0 +1,105 @@
+"""`/tenants`, `/keys` and `/whoami`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+
+from registry.db import ReadSessionDep, WriteSessionDep
+from registry.errors import Conflict, NotFound, problem_responses
+from registry.pagination import Cursor, Limit, Page, make_page
+from registry.tenants import repository, service
+from registry.tenants.auth import Subject, SubjectDep, allow
+from registry.tenants.keys import ADMIN
+from registry.tenants.models import ApiKey, Tenant
+from registry.tenants.schemas import KeyCreated, KeyIn, KeyOut, TenantIn, TenantOut, WhoAmI
+from registry.tenants.service import Recorder
+
+router = APIRouter(tags=["tenants"])
+
+Admin = Annotated[Subject, Depends(allow(ADMIN))]
+KeyAdmin = Annotated[Subject, Depends(allow("keys:write"))]
+
+
+def _recorder(request: Request) -> Recorder:
+    recorder: Recorder = request.app.state.record
+    return recorder
+
+
+RecorderDep = Annotated[Recorder, Depends(_recorder)]
+
+
+@router.get("/whoami")
+def whoami(subject: SubjectDep) -> WhoAmI:
+    """What the key of this request is."""
+    return WhoAmI(key_id=subject.key_id, tenant=subject.tenant, scopes=sorted(subject.scopes), expires_at=subject.expires_at)
+
+
+@router.post("/tenants", status_code=201, responses=problem_responses(Conflict))
+def create_tenant(body: TenantIn, subject: Admin, session: WriteSessionDep, record: RecorderDep) -> TenantOut:
+    return _tenant_out(service.create_tenant(session, subject=subject, name=body.name, record=record))
+
+
+@router.get("/tenants", dependencies=[Depends(allow(ADMIN))])
+def list_tenants(session: ReadSessionDep, limit: Limit = 50, cursor: Cursor = None) -> Page[TenantOut]:
+    rows = repository.list_tenants(session, limit=limit, cursor=cursor)
+    return make_page(rows, limit=limit, key=lambda row: (row.created_at, row.id), show=_tenant_out)
+
+
+@router.get("/tenants/{name}", responses=problem_responses(NotFound), dependencies=[Depends(allow(ADMIN))])
+def get_tenant(name: str, session: ReadSessionDep) -> TenantOut:
+    return _tenant_out(service.get_tenant(session, name))
+
+
+@router.delete("/tenants/{name}", status_code=204, responses=problem_responses(NotFound))
+def delete_tenant(name: str, subject: Admin, session: WriteSessionDep, record: RecorderDep) -> None:
+    """Its keys stop at once; its adapters are no longer served."""
+    service.delete_tenant(session, subject=subject, name=name, record=record)
+
+
+@router.post("/keys", status_code=201)
+def create_key(body: KeyIn, request: Request, subject: KeyAdmin, session: WriteSessionDep, record: RecorderDep) -> KeyCreated:
+    """The token is in this answer and never again. A key cannot grant scopes that its creator lacks."""
+    key, token = service.create_key(
+        session,
+        subject=subject,
+        name=body.name,
+        scopes=body.scopes,
+        expires_in_s=body.expires_in_s,
+        hasher=request.app.state.key_hasher,
+        record=record,
+    )
+    return KeyCreated(token=token, **_key_out((key, subject.tenant)).model_dump())
+
+
+@router.get("/keys")
+def list_keys(subject: KeyAdmin, session: ReadSessionDep, limit: Limit = 50, cursor: Cursor = None) -> Page[KeyOut]:
+    """Keys of the tenant; an admin who names no tenant sees all."""
+    rows = repository.list_keys(session, subject.tenant_id, limit=limit, cursor=cursor)
+    return make_page(rows, limit=limit, key=lambda row: (row[0].created_at, row[0].id), show=_key_out)
+
+
+@router.delete("/keys/{key_id}", status_code=204, responses=problem_responses(NotFound))
+def revoke_key(key_id: str, subject: KeyAdmin, session: WriteSessionDep, record: RecorderDep) -> None:
+    """Revoke; the key stops at once."""
+    service.revoke_key(session, subject=subject, key_id=key_id, record=record)
+
+
+def _tenant_out(tenant: Tenant) -> TenantOut:
+    return TenantOut(id=tenant.id, name=tenant.name, created_at=tenant.created_at)
+
+
+def _key_out(row: tuple[ApiKey, str | None]) -> KeyOut:
+    key, tenant = row
+    return KeyOut(
+        id=key.id,
+        name=key.name,
+        tenant=tenant,
+        scopes=key.scopes,
+        created_at=key.created_at,
+        created_by=key.created_by,
+        expires_at=key.expires_at,
+        revoked_at=key.revoked_at,
+        last_used_at=key.last_used_at,
+    )

@@ -1,0 +1,59 @@
+"""JSON in and out of tenants and API keys."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from registry.tenants.keys import SCOPES
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+ScopeName = Annotated[str, Field(json_schema_extra={"enum": sorted(SCOPES)})]
+
+
+class TenantIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=NAME_PATTERN, description="Lower case, digits, `.`, `_`, `-`; 63 characters at most.")
+
+
+class TenantOut(BaseModel):
+    id: str
+    name: str
+    created_at: dt.datetime
+
+
+class KeyIn(BaseModel):
+    """`expires_in_s` None never expires; it may not outlive the key that asks."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100, description="What it is for; shown in listings.")
+    scopes: list[ScopeName] = Field(min_length=1, max_length=len(SCOPES))
+    expires_in_s: int | None = Field(default=None, ge=1, le=10 * 366 * 86400)
+
+
+class KeyOut(BaseModel):
+    id: str
+    name: str
+    tenant: str | None
+    scopes: list[str]
+    created_at: dt.datetime
+    created_by: str | None
+    expires_at: dt.datetime | None
+    revoked_at: dt.datetime | None
+    last_used_at: dt.datetime | None
+
+
+class KeyCreated(KeyOut):
+    token: str = Field(description="The key itself, shown this once.")
+
+
+class WhoAmI(BaseModel):
+    key_id: str
+    tenant: str | None
+    scopes: list[str]
+    expires_at: dt.datetime | None

@@ -1,0 +1,143 @@
+"""A registry per test: settings, database, application, client, keys. Real files, real HTTP stack, no doubles."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from pydantic import SecretStr
+from starlette.testclient import TestClient
+
+from registry.app import create_app
+from registry.audit.service import record
+from registry.config import Settings
+from registry.db import Database
+from registry.models import metadata
+from registry.tenants import service
+from registry.tenants.auth import SYSTEM, Subject
+from registry.tenants.keys import ADMIN, TENANT_SCOPES, KeyHasher
+
+SECRET_KEY = "a-secret-key-for-tests-that-is-long-enough"
+
+MakeTenant = Callable[..., str]
+MakeKey = Callable[..., str]
+
+
+def bearer(token: str, tenant: str | None = None) -> dict[str, str]:
+    """Request headers of `token`; an admin key names `tenant`."""
+    return {"Authorization": f"Bearer {token}"} | ({"X-Lorary-Tenant": tenant} if tenant else {})
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(state_dir=tmp_path / "state", secret_key=SecretStr(SECRET_KEY), database_busy_timeout_s=10.0)
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """A file, because threads share it; tables made from the models, as `alembic check` says migrations make them."""
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.resolved_database_url, busy_timeout_s=settings.database_busy_timeout_s)
+    metadata.create_all(database.engine)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def hasher() -> KeyHasher:
+    return KeyHasher(SECRET_KEY)
+
+
+@pytest.fixture
+def app(settings: Settings, database: Database) -> FastAPI:
+    return create_app(settings)
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    """In-process; the lifespan runs. Errors become the responses that clients see."""
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def make_key(database: Database, hasher: KeyHasher) -> MakeKey:
+    """make_key(scopes, tenant=None) -> token."""
+
+    def make(*scopes: str, tenant: str | None = None) -> str:
+        with database.write() as session:
+            tenant_id = None if tenant is None else service.get_tenant(session, tenant).id
+            _key, token = service.issue_key(
+                session, subject=SYSTEM, tenant_id=tenant_id, name="test", scopes=scopes, expires_at=None, hasher=hasher, record=record
+            )
+        return token
+
+    return make
+
+
+@pytest.fixture
+def make_tenant(database: Database, make_key: MakeKey) -> MakeTenant:
+    """make_tenant(name, *scopes) -> token of a key in the new tenant, with every tenant scope unless some are named."""
+
+    def make(name: str, *scopes: str) -> str:
+        with database.write() as session:
+            service.create_tenant(session, subject=SYSTEM, name=name, record=record)
+        return make_key(*(scopes or sorted(TENANT_SCOPES)), tenant=name)
+
+    return make
+
+
+@pytest.fixture
+def admin_token(make_key: MakeKey) -> str:
+    return make_key(ADMIN)
+
+
+@pytest.fixture
+def replica_token(make_key: MakeKey) -> str:
+    return make_key("replica")
+
+
+@pytest.fixture
+def subject_of(database: Database, hasher: KeyHasher) -> Callable[[str], Subject]:
+    """The subject behind a token, for tests that call services directly."""
+    from registry.tenants.auth import authenticate
+
+    def subject(token: str) -> Subject:
+        with database.read() as session:
+            return authenticate(session, token, hasher)
+
+    return subject
+
+
+@contextmanager
+def serve(app: FastAPI) -> Iterator[str]:
+    """`app` under a real uvicorn on a loopback port; yields its base URL."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            assert time.monotonic() < deadline, "the server did not start in time"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(timeout=20)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture
+def server_url(app: FastAPI) -> Iterator[str]:
+    """Real HTTP, for streaming, disconnects and the openai client."""
+    with serve(app) as url:
+        yield url
