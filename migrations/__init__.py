@@ -6,6 +6,7 @@ leaves the schema as it was.
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 from alembic import command
@@ -21,7 +22,7 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 def _config(url: str) -> Config:
-    config = Config()
+    config = Config(stdout=StringIO())  # Alembic prints what our callers log or show themselves
     config.set_main_option("script_location", str(_FOLDER))
     config.set_main_option("path_separator", "os")
     config.attributes["url"] = url

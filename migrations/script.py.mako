@@ -1,6 +1,6 @@
 """${message}
 
-Revises: ${down_revision | comma,n}
+Revises: ${down_revision or "nothing" | comma,n}
 Additive first: a column appears nullable, is filled, is required in a later release. Both databases, one transaction.
 """
 
