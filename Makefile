@@ -26,10 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(MODEL): $(STAMP)
-	$(BIN)/python tests/prepare.py $(CACHE)/models
+	$(BIN)/python -m tests.prepare $(CACHE)/models
 
 demo: $(STAMP)
-	$(BIN)/python tests/demo.py --state-dir $(CACHE)/demo
+	$(BIN)/python -m tests.demo --state-dir $(CACHE)/demo
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -48,7 +48,7 @@ test-slice: setup
 	$(BIN)/pytest -m full --slice $(SLICE) --slice-seed $(SEED) $(PYTEST_ARGS)
 
 bench: setup
-	$(BIN)/python tests/bench/run.py --cache $(CACHE) $(BENCH_ARGS)
+	$(BIN)/python -m tests.bench.run --cache $(CACHE) $(BENCH_ARGS)
 
 clean:
 	rm -rf $(CACHE)/demo build *.egg-info

@@ -9,12 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 import time
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 import httpx2
 import openai
@@ -24,7 +20,7 @@ from rich.table import Table
 from tests.e2e.running import Lorary, initialise, running
 
 BASE = "smollm2"
-ADAPTERS = ROOT / "tests" / "data" / "adapters"
+ADAPTERS = Path(__file__).resolve().parent / "data" / "adapters"
 TENANTS = {"harbour": "pirate", "records": "json"}
 QUESTIONS = {
     "pirate": ["Tell me about the old golden ship", "Tell me about the rusty hidden anchor"],
@@ -91,7 +87,8 @@ def show_isolation(lorary: Lorary, keys: dict[str, str]) -> None:
             try:
                 client.chat.completions.create(model=other, messages=[{"role": "user", "content": "hello"}])
             except openai.NotFoundError as error:
-                console.print(f"  {tenant} asks for {other!r}: [green]{error.status_code}[/] {error.body['message'] if isinstance(error.body, dict) else error}")
+                body = error.body if isinstance(error.body, dict) else {}
+                console.print(f"  {tenant} asks for {other!r}: [green]{error.status_code}[/] {body.get('message')}")
             else:
                 raise SystemExit(f"tenant {tenant} reached the adapter {other} of another tenant")
 

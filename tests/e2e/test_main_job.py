@@ -77,7 +77,9 @@ def test_reply_carries_both_digests_and_the_request_id(lorary: Lorary, tenant_na
     push(lorary, key, "pirate", ADAPTERS / "pirate")
     with lorary.http(key) as client:
         version = client.get("/api/v1/adapters/pirate/versions/1").json()
-        reply = client.post("/v1/completions", json={"model": "pirate", "prompt": "Ahoy", "max_tokens": 1}, headers={"X-Request-Id": "mine-1"})
+        reply = client.post(
+            "/v1/completions", json={"model": "pirate", "prompt": "Ahoy", "max_tokens": 1}, headers={"X-Request-Id": "mine-1"}
+        )
     assert reply.status_code == httpx2.codes.OK
     assert reply.headers["X-Lorary-Version-Digest"] == version["version_digest"]
     assert len(reply.headers["X-Lorary-Form-Digest"]) == 64

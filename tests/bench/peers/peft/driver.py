@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,7 +30,12 @@ def main() -> None:
             rows = batch["input_ids"].shape[0]
             extra = {"adapter_names": [names[(start + i) % len(names)] for i in range(rows)]} if names else {}
             out = model.generate(
-                **batch, **extra, do_sample=False, min_new_tokens=work.tokens, max_new_tokens=work.tokens, pad_token_id=tokenizer.pad_token_id
+                **batch,
+                **extra,
+                do_sample=False,
+                min_new_tokens=work.tokens,
+                max_new_tokens=work.tokens,
+                pad_token_id=tokenizer.pad_token_id,
             )
             made += rows * (out.shape[1] - batch["input_ids"].shape[1])
         return made

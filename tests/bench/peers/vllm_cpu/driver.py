@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "0,1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -26,7 +23,11 @@ def main() -> None:
     from vllm.lora.request import LoRARequest
 
     folders = work.adapter_dirs()
-    lora = {"enable_lora": True, "max_loras": args.max_loras, "max_lora_rank": 16, "max_cpu_loras": max(args.max_loras, len(folders))} if folders else {}
+    lora = (
+        {"enable_lora": True, "max_loras": args.max_loras, "max_lora_rank": 16, "max_cpu_loras": max(args.max_loras, len(folders))}
+        if folders
+        else {}
+    )
     llm = LLM(
         model=str(work.model), dtype="float32", max_model_len=512, enforce_eager=not args.compiled, max_num_seqs=work.concurrent, **lora
     )
