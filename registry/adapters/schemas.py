@@ -12,7 +12,7 @@ from registry.base_models.schemas import NAME_PATTERN, Failure
 
 AdapterName = Annotated[str, Path(pattern=NAME_PATTERN)]
 # All digits would read as a version number in `name@3`.
-AliasName = Annotated[str, Path(pattern="^(?![0-9]+$)[a-z0-9][a-z0-9._-]{0,62}$")]
+AliasName = Annotated[str, Path(pattern="^([a-z]|[0-9]+[a-z._-])[a-z0-9._-]*$", max_length=63)]
 VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1)]
 FilePath = Annotated[str, Path(max_length=256)]
 

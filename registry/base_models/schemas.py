@@ -41,11 +41,13 @@ class Failure(BaseModel):
 
 
 class BaseModelOut(BaseModel):
+    """`source` and `location` are paths on the operator's machines, so only admin keys see them."""
+
     name: str
     status: Literal["pending", "ready", "failed"]
     reason: Failure | None
     base_digest: str | None
-    source: Source
+    source: Source | None
     location: str | None
     upstream_names: list[str]
     spec: dict[str, Any] | None

@@ -1,0 +1,253 @@
+"""`/adapters`: adapters, versions, aliases. The push reads bytes between its two units of work, never inside one."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Response
+from fastapi.responses import StreamingResponse
+
+from registry.adapters import aliases, push, repository, service
+from registry.adapters.aliases import Expected
+from registry.adapters.models import Alias, AliasMove
+from registry.adapters.schemas import (
+    AdapterName,
+    AdapterOut,
+    AdapterPatch,
+    AliasIn,
+    AliasMoveOut,
+    AliasName,
+    AliasOut,
+    FilePath,
+    PushIn,
+    PushOut,
+    VersionNumber,
+    VersionOut,
+)
+from registry.blobs import service as blobs
+from registry.blobs.endpoints import BlobStoreDep, RangeHeader, SettingsDep, blob_response
+from registry.db import DatabaseDep, ReadSessionDep, WriteSessionDep
+from registry.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    PreconditionFailed,
+    PreconditionRequired,
+    problem_responses,
+)
+from registry.pagination import Cursor, Limit, Page, make_page
+from registry.tenants.auth import TenantSubject, require
+
+router = APIRouter(prefix="/adapters", tags=["adapters"])
+
+Reader = Annotated[TenantSubject, Depends(require("adapters:read"))]
+Writer = Annotated[TenantSubject, Depends(require("adapters:write"))]
+AliasWriter = Annotated[TenantSubject, Depends(require("aliases:write"))]
+IfMatch = Annotated[str | None, Header(max_length=64, description="The ETag that the alias must still have.")]
+IfNoneMatch = Annotated[str | None, Header(max_length=64, description="`*`: the alias must not exist yet.")]
+
+READ_ERRORS = problem_responses(BadRequest, Forbidden, NotFound, Invalid)
+
+
+@router.get("", responses=problem_responses(BadRequest, Forbidden, Invalid))
+def list_adapters(*, subject: Reader, session: ReadSessionDep, cursor: Cursor = None, limit: Limit = 50) -> Page[AdapterOut]:
+    """The tenant's adapters, newest first."""
+    rows = repository.adapters_page(session, subject.tenant_id, cursor=cursor, limit=limit)
+    shown = {out.name: out for out in service.describe(session, subject.tenant_id, rows[:limit])}
+    return make_page(rows, limit=limit, key=lambda row: (row.created_at, row.id), show=lambda row: shown[row.name])
+
+
+@router.get("/{name}", responses=READ_ERRORS)
+def get_adapter(name: AdapterName, *, subject: Reader, session: ReadSessionDep) -> AdapterOut:
+    adapter = service.get_adapter(session, subject.tenant_id, name)
+    return service.describe(session, subject.tenant_id, [adapter])[0]
+
+
+@router.patch("/{name}", responses=READ_ERRORS)
+def patch_adapter(name: AdapterName, patch: AdapterPatch, *, subject: Writer, session: WriteSessionDep) -> AdapterOut:
+    """Change description or tags; what is left out stays."""
+    adapter = service.update(session, subject, name, patch)
+    return service.describe(session, subject.tenant_id, [adapter])[0]
+
+
+@router.delete("/{name}", status_code=204, responses=READ_ERRORS)
+def delete_adapter(name: AdapterName, *, subject: Writer, session: WriteSessionDep) -> None:
+    """It stops resolving at once; a push to the same name restores it, and goes on counting versions."""
+    service.delete_adapter(session, subject, name)
+
+
+@router.post(
+    "/{name}/versions",
+    status_code=201,
+    responses=problem_responses(BadRequest, Forbidden, Invalid, Conflict)
+    | {200: {"description": "These bytes are a version already.", "model": PushOut}},
+)
+def push_version(
+    name: AdapterName,
+    wanted: PushIn,
+    *,
+    response: Response,
+    subject: Writer,
+    database: DatabaseDep,
+    store: BlobStoreDep,
+    settings: SettingsDep,
+) -> PushOut:
+    """Name uploaded blobs as a version, creating the adapter where there is none.
+
+    What config and header alone can refuse is refused here; a job checks the weights, then the version is ready.
+    """
+    checked = push.check(database, store, subject.tenant_id, wanted, max_rank=settings.max_adapter_rank)
+    with database.write() as session:
+        recorded = push.record(session, subject, name, wanted, checked)
+        version = repository.version_by_id(session, subject.tenant_id, recorded.version_id)
+        assert version is not None, "recorded in this very transaction"
+        shown = service.describe_version(version).model_dump()
+    response.status_code = 201 if recorded.created else 200
+    response.headers["Location"] = f"/api/v1/adapters/{name}/versions/{shown['number']}"
+    return PushOut(**shown, job_id=recorded.job.id if recorded.job else None)
+
+
+@router.get("/{name}/versions", responses=READ_ERRORS)
+def list_versions(
+    name: AdapterName, *, subject: Reader, session: ReadSessionDep, cursor: Cursor = None, limit: Limit = 50
+) -> Page[VersionOut]:
+    """Highest number first; deleted ones are left out."""
+    adapter = service.get_adapter(session, subject.tenant_id, name)
+    rows = repository.versions_page(session, subject.tenant_id, adapter.id, cursor=cursor, limit=limit)
+    return make_page(rows, limit=limit, key=lambda row: repository.number_key(row.created_at, row.number), show=service.describe_version)
+
+
+@router.get("/{name}/versions/{number}", responses=READ_ERRORS)
+def get_version(name: AdapterName, number: VersionNumber, *, subject: Reader, session: ReadSessionDep) -> VersionOut:
+    return service.describe_version(service.get_version(session, subject.tenant_id, name, number))
+
+
+@router.delete("/{name}/versions/{number}", status_code=204, responses=READ_ERRORS)
+def delete_version(name: AdapterName, number: VersionNumber, *, subject: Writer, session: WriteSessionDep) -> None:
+    """It stops resolving at once, and aliases that point at it are removed. Pushing its bytes restores it."""
+    service.delete_version(session, subject, name, number)
+
+
+@router.get("/{name}/versions/{number}/files/{path:path}", response_class=StreamingResponse, responses=READ_ERRORS)
+def get_file(
+    name: AdapterName,
+    number: VersionNumber,
+    path: FilePath,
+    *,
+    subject: Reader,
+    session: ReadSessionDep,
+    store: BlobStoreDep,
+    byte_range: RangeHeader = None,
+) -> Response:
+    """One file of a version, byte for byte as it was pushed."""
+    version = service.get_version(session, subject.tenant_id, name, number)
+    blob = blobs.get(session, subject.tenant_id, service.file_digest(version, path))
+    return blob_response(store, blob, byte_range=byte_range)
+
+
+@router.get("/{name}/aliases", responses=READ_ERRORS)
+def list_aliases(name: AdapterName, *, subject: Reader, session: ReadSessionDep) -> list[AliasOut]:
+    adapter = service.get_adapter(session, subject.tenant_id, name)
+    return [_show_alias(alias) for alias in repository.aliases(session, subject.tenant_id, adapter.id)]
+
+
+@router.get("/{name}/aliases/{alias}", responses=READ_ERRORS)
+def get_alias(name: AdapterName, alias: AliasName, *, response: Response, subject: Reader, session: ReadSessionDep) -> AliasOut:
+    """The ETag is what `If-Match` of a move must carry."""
+    adapter = service.get_adapter(session, subject.tenant_id, name)
+    found = repository.alias(session, subject.tenant_id, adapter.id, alias)
+    if found is None:
+        raise aliases.not_found(adapter, alias)
+    return _with_etag(response, found)
+
+
+@router.put(
+    "/{name}/aliases/{alias}",
+    responses=READ_ERRORS
+    | problem_responses(Conflict, PreconditionFailed, PreconditionRequired)
+    | {201: {"description": "The alias is new.", "model": AliasOut}},
+)
+def put_alias(
+    name: AdapterName,
+    alias: AliasName,
+    wanted: AliasIn,
+    *,
+    response: Response,
+    subject: AliasWriter,
+    session: WriteSessionDep,
+    if_match: IfMatch = None,
+    if_none_match: IfNoneMatch = None,
+) -> AliasOut:
+    """Compare-and-swap: `If-Match` with the ETag last read, or `If-None-Match: *` for a new alias."""
+    expected = _expected(if_match, if_none_match)
+    if expected is None:
+        raise PreconditionRequired(
+            "an alias moves only from a state that you have seen: send If-Match, or If-None-Match: * for a new one",
+            field="If-Match",
+            remedy="GET the alias and send its ETag as If-Match",
+        )
+    adapter = service.get_adapter(session, subject.tenant_id, name)
+    adapter = repository.lock_adapter(session, subject.tenant_id, adapter.id)
+    moved, created = aliases.put(session, subject, adapter, alias, number=wanted.version, expected=expected)
+    response.status_code = 201 if created else 200
+    return _with_etag(response, moved)
+
+
+@router.delete("/{name}/aliases/{alias}", status_code=204, responses=READ_ERRORS | problem_responses(PreconditionFailed))
+def delete_alias(name: AdapterName, alias: AliasName, *, subject: AliasWriter, session: WriteSessionDep, if_match: IfMatch = None) -> None:
+    """`If-Match` is honoured where it is sent."""
+    adapter = service.get_adapter(session, subject.tenant_id, name)
+    adapter = repository.lock_adapter(session, subject.tenant_id, adapter.id)
+    aliases.remove(session, subject, adapter, alias, expected=_expected(if_match, None) or "any")
+
+
+@router.get("/{name}/aliases/{alias}/history", responses=READ_ERRORS)
+def alias_history(
+    name: AdapterName, alias: AliasName, *, subject: Reader, session: ReadSessionDep, cursor: Cursor = None, limit: Limit = 50
+) -> Page[AliasMoveOut]:
+    """Every move, newest first, also of an alias that is gone."""
+    adapter = service.get_adapter(session, subject.tenant_id, name)
+    rows = repository.moves_page(session, subject.tenant_id, adapter.id, alias, cursor=cursor, limit=limit)
+    return make_page(rows, limit=limit, key=lambda row: repository.number_key(row.moved_at, row.generation), show=_show_move)
+
+
+def _expected(if_match: str | None, if_none_match: str | None) -> Expected | None:
+    """None where neither header was sent. Raises BadRequest for what is neither one ETag of ours nor `*`."""
+    if if_match is None and if_none_match is None:
+        return None
+    if if_none_match == "*" and if_match is None:
+        return "absent"
+    if if_match == "*" and if_none_match is None:
+        return "any"
+    match = re.fullmatch(r'"(\d{1,9})"', if_match or "")
+    if match is None or if_none_match is not None:
+        raise BadRequest(
+            f"If-Match {if_match!r} with If-None-Match {if_none_match!r} cannot be read; send one of them",
+            field="If-Match",
+            value=if_match,
+            remedy='If-Match: "<generation>", or If-None-Match: *',
+        )
+    return int(match[1])
+
+
+def _with_etag(response: Response, alias: Alias) -> AliasOut:
+    response.headers["ETag"] = f'"{alias.generation}"'
+    return _show_alias(alias)
+
+
+def _show_alias(alias: Alias) -> AliasOut:
+    return AliasOut(
+        alias=alias.name,
+        version=alias.version.number,
+        version_digest=alias.version.version_digest,
+        generation=alias.generation,
+        updated_at=alias.updated_at,
+        updated_by=alias.updated_by,
+    )
+
+
+def _show_move(move: AliasMove) -> AliasMoveOut:
+    return AliasMoveOut(generation=move.generation, version=move.number, moved_at=move.moved_at, moved_by=move.moved_by)

@@ -1,0 +1,156 @@
+"""Rules of adapters and versions: names, references, listing, deletion. Pushing is in `push`, aliases in `aliases`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from registry.adapters import aliases, repository
+from registry.adapters.models import DELETED, Adapter, AdapterVersion
+from registry.adapters.repository import VersionCount
+from registry.adapters.schemas import AdapterOut, AdapterPatch, FileOut, FormOut, VersionOut
+from registry.audit import service as audit
+from registry.base_models.schemas import Failure
+from registry.db import ReadSession, WriteSession, database_time
+from registry.errors import Invalid, NotFound
+from registry.tenants.auth import TenantSubject
+
+DEFAULT_ALIAS = "default"
+
+_REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,62})(@(?P<at>[a-z0-9][a-z0-9._-]{0,62}))?")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model name taken apart. Exactly one of `number` and `alias` is set."""
+
+    name: str
+    number: int | None = None
+    alias: str | None = None
+
+
+def parse_reference(model: str) -> Reference:
+    """`name` (alias `default`), `name@3` or `name@alias`. Raises Invalid for anything else."""
+    match = _REFERENCE.fullmatch(model)
+    if match is None or ((match["at"] or "").isdigit() and not 0 < int(match["at"]) < 2**31):
+        raise Invalid(
+            f"model {model[:200]!r} is no model name; write name, name@3 or name@alias",
+            field="model",
+            value=model,
+            remedy="name, name@3 or name@alias, in lower case",
+            code="invalid_reference",
+        )
+    name, at = match["name"], match["at"] or DEFAULT_ALIAS
+    return Reference(name, number=int(at)) if at.isdigit() else Reference(name, alias=at)
+
+
+def get_adapter(session: ReadSession, tenant_id: str, name: str) -> Adapter:
+    """Raises NotFound, the same for an absent, a deleted and another tenant's adapter."""
+    adapter = repository.adapter(session, tenant_id, name)
+    if adapter is None:
+        raise NotFound(
+            f"there is no adapter named {name!r}", field="name", value=name, remedy="GET /api/v1/adapters", code="adapter_not_found"
+        )
+    return adapter
+
+
+def get_version(session: ReadSession, tenant_id: str, name: str, number: int) -> AdapterVersion:
+    adapter = get_adapter(session, tenant_id, name)
+    version = repository.version(session, tenant_id, adapter.id, number)
+    if version is None:
+        raise NotFound(
+            f"adapter {name!r} has no version {number}",
+            field="number",
+            value=number,
+            remedy=f"GET /api/v1/adapters/{name}/versions",
+            code="version_not_found",
+        )
+    return version
+
+
+def file_digest(version: AdapterVersion, path: str) -> str:
+    """sha256 of one of the version's files. Raises NotFound."""
+    for file in version.manifest["files"]:
+        if file["path"] == path:
+            return str(file["sha256"])
+    raise NotFound(f"version {version.number} has no file {path!r}", field="path", value=path, code="file_not_found")
+
+
+def describe(session: ReadSession, tenant_id: str, adapters: Sequence[Adapter]) -> list[AdapterOut]:
+    """Two statements for any number of adapters."""
+    ids = [adapter.id for adapter in adapters]
+    counts = repository.version_counts(session, tenant_id, ids)
+    numbers = repository.alias_numbers(session, tenant_id, ids)
+    return [_show_adapter(adapter, counts.get(adapter.id, VersionCount()), numbers.get(adapter.id, {})) for adapter in adapters]
+
+
+def describe_version(version: AdapterVersion) -> VersionOut:
+    return VersionOut(
+        adapter=version.adapter.name,
+        number=version.number,
+        version_digest=version.version_digest,
+        status=version.status,
+        reason=Failure(**version.reason) if version.reason else None,
+        base_model=version.base_model.name,
+        rank=version.rank,
+        targets=version.targets,
+        num_params=version.num_params,
+        size_bytes=version.size_bytes,
+        files=[FileOut(**file) for file in version.manifest["files"]],
+        forms=[FormOut(kind=form.kind, form_digest=form.form_digest, size_bytes=form.size_bytes) for form in version.forms],
+        created_at=version.created_at,
+        created_by=version.created_by,
+    )
+
+
+def update(session: WriteSession, subject: TenantSubject, name: str, patch: AdapterPatch) -> Adapter:
+    adapter = get_adapter(session, subject.tenant_id, name)
+    change = patch.model_dump(exclude_none=True)
+    before = {key: getattr(adapter, key) for key in change}
+    if change != before:
+        for key, value in change.items():
+            setattr(adapter, key, value)
+        session.flush()
+        session.refresh(adapter, ["updated_at"])
+        audit.record(session, subject, "adapter.updated", "adapter", adapter.id, before=before, after=change)
+    return adapter
+
+
+def delete_adapter(session: WriteSession, subject: TenantSubject, name: str) -> None:
+    """The adapter, its versions and its aliases stop resolving at once. A push to the same name restores it."""
+    adapter = repository.lock_adapter(session, subject.tenant_id, get_adapter(session, subject.tenant_id, name).id)
+    if adapter.deleted_at is not None:
+        raise NotFound(f"there is no adapter named {name!r}", field="name", value=name, code="adapter_not_found")
+    aliases.remove_all(session, subject, adapter)
+    versions = repository.living_versions(session, subject.tenant_id, adapter.id)
+    for version in versions:
+        version.status = DELETED
+    adapter.deleted_at = database_time(session)
+    numbers = sorted(version.number for version in versions)
+    audit.record(session, subject, "adapter.deleted", "adapter", adapter.id, before={"name": name, "versions": numbers})
+
+
+def delete_version(session: WriteSession, subject: TenantSubject, name: str, number: int) -> None:
+    """The version stops resolving at once, and with it the aliases that point at it. Pushing its bytes restores it."""
+    adapter = repository.lock_adapter(session, subject.tenant_id, get_adapter(session, subject.tenant_id, name).id)
+    version = get_version(session, subject.tenant_id, adapter.name, number)
+    aliases.remove_all(session, subject, adapter, version_id=version.id)
+    before = {"adapter": name, "number": number, "status": version.status}
+    version.status = DELETED
+    session.flush()
+    audit.record(session, subject, "version.deleted", "version", version.id, before=before, after={"status": DELETED})
+
+
+def _show_adapter(adapter: Adapter, count: VersionCount, numbers: dict[str, int]) -> AdapterOut:
+    return AdapterOut(
+        name=adapter.name,
+        base_model=adapter.base_model.name,
+        description=adapter.description,
+        tags=adapter.tags,
+        num_versions=count.num_versions,
+        latest_version=count.latest,
+        aliases=numbers,
+        created_at=adapter.created_at,
+        updated_at=adapter.updated_at,
+    )

@@ -1,0 +1,157 @@
+"""`/blobs`: bytes in and out by their sha256. No session is open while bytes move."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from registry.blobs import service
+from registry.blobs.models import Blob
+from registry.blobs.schemas import BlobOut, Sha256Path
+from registry.blobs.store import CHUNK_BYTES, BlobStore, Upload
+from registry.config import Settings
+from registry.db import Database, DatabaseDep, ReadSessionDep
+from registry.errors import BadRequest, Forbidden, Invalid, NotFound, StorageFull, TooLarge, problem_responses
+from registry.tenants.auth import TenantSubject, require
+
+router = APIRouter(prefix="/blobs", tags=["blobs"])
+
+Reader = Annotated[TenantSubject, Depends(require("adapters:read"))]
+Writer = Annotated[TenantSubject, Depends(require("adapters:write"))]
+RangeHeader = Annotated[str | None, Header(alias="Range", max_length=64)]
+
+
+def _blob_store(request: Request) -> BlobStore:
+    store: BlobStore = request.app.state.blob_store
+    return store
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+BlobStoreDep = Annotated[BlobStore, Depends(_blob_store)]
+SettingsDep = Annotated[Settings, Depends(_settings)]
+
+
+@router.put(
+    "/{sha256}",
+    status_code=201,
+    responses=problem_responses(BadRequest, Forbidden, Invalid, TooLarge, StorageFull)
+    | {200: {"description": "The tenant had these bytes.", "model": BlobOut}},
+)
+async def put_blob(
+    sha256: Sha256Path,
+    *,
+    request: Request,
+    response: Response,
+    subject: Writer,
+    store: BlobStoreDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+) -> BlobOut:
+    """Upload bytes under their sha256. They are hashed on the way in; a wrong digest keeps nothing."""
+    max_bytes = settings.max_inline_blob_bytes
+    _refuse_announced_excess(request, max_bytes=max_bytes)
+    upload = await run_in_threadpool(store.begin, subject.tenant_id, sha256, max_bytes=max_bytes)
+    try:
+        await _receive(request, upload)
+        size = await run_in_threadpool(upload.commit)
+    finally:
+        upload.abort()  # not in the thread pool: a cancelled request may await nothing more
+    added, out = await run_in_threadpool(_record, database, subject, sha256, size=size)
+    response.status_code = 201 if added else 200
+    return out
+
+
+@router.head("/{sha256}", responses=problem_responses(Forbidden, NotFound))
+def head_blob(sha256: Sha256Path, *, subject: Reader, session: ReadSessionDep) -> Response:
+    """Whether the tenant has these bytes, so that a client need not send them again."""
+    blob = service.get(session, subject.tenant_id, sha256)
+    return Response(headers=_blob_headers(blob) | {"Content-Length": str(blob.size)})
+
+
+@router.get("/{sha256}", response_class=StreamingResponse, responses=problem_responses(BadRequest, Forbidden, NotFound))
+def get_blob(
+    sha256: Sha256Path, *, subject: Reader, session: ReadSessionDep, store: BlobStoreDep, byte_range: RangeHeader = None
+) -> Response:
+    """The bytes; one `Range: bytes=first-last` is understood."""
+    blob = service.get(session, subject.tenant_id, sha256)
+    return blob_response(store, blob, byte_range=byte_range)
+
+
+def blob_response(store: BlobStore, blob: Blob, *, byte_range: str | None) -> Response:
+    """Stream a blob, or the part of it that a Range header asks for. Raises BadRequest for a range beyond its end."""
+    headers = _blob_headers(blob)
+    start, length, status = 0, blob.size, 200
+    if byte_range is not None:
+        start, length = parse_range(byte_range, size=blob.size)
+        headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{blob.size}"
+        status = 206
+    chunks = store.stream(blob.tenant_id, blob.sha256, start=start, length=length)
+    headers["Content-Length"] = str(length)
+    return StreamingResponse(chunks, status_code=status, media_type="application/octet-stream", headers=headers)
+
+
+def parse_range(header: str, *, size: int) -> tuple[int, int]:
+    """(start, length) of `bytes=first-last`, `bytes=first-` or `bytes=-suffix`."""
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
+    if match is not None and any(match.groups()):
+        first, last = match.groups()
+        start = int(first) if first else max(0, size - int(last))
+        stop = min(size, int(last) + 1) if first and last else size
+        if start < stop:
+            return start, stop - start
+    raise BadRequest(
+        f"Range {header!r} names no byte of the {size} there are; ask for one range within them",
+        field="Range",
+        value=header,
+        remedy=f"bytes=0-{max(0, size - 1)}",
+    )
+
+
+def _blob_headers(blob: Blob) -> dict[str, str]:
+    return {
+        "ETag": f'"{blob.sha256}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def _refuse_announced_excess(request: Request, *, max_bytes: int) -> None:
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise TooLarge(
+            f"Content-Length {announced} is over the {max_bytes} bytes a blob may have; upload a smaller file",
+            field="Content-Length",
+            value=announced,
+            remedy=f"stay within {max_bytes} bytes",
+        )
+
+
+async def _receive(request: Request, upload: Upload) -> None:
+    """Hand the body on in chunks of about CHUNK_BYTES: one thread hop each."""
+    held = bytearray()
+    try:
+        async for chunk in request.stream():
+            held += chunk
+            if len(held) >= CHUNK_BYTES:
+                await run_in_threadpool(upload.write, bytes(held))
+                held.clear()
+    except ClientDisconnect as error:
+        raise BadRequest("the connection closed before the body ended; upload again", field="body") from error
+    await run_in_threadpool(upload.write, bytes(held))
+
+
+def _record(database: Database, subject: TenantSubject, sha256: str, *, size: int) -> tuple[bool, BlobOut]:
+    with database.write() as session:
+        added = service.record_upload(session, subject, sha256, size=size)
+        blob = service.get(session, subject.tenant_id, sha256)
+        return added, BlobOut(sha256=blob.sha256, size=blob.size, created_at=blob.created_at)

@@ -1,0 +1,33 @@
+"""Rules of blobs: bytes first, then the row that promises them."""
+
+from __future__ import annotations
+
+from registry.audit import service as audit
+from registry.blobs import repository
+from registry.blobs.local import LocalBlobStore
+from registry.blobs.models import Blob
+from registry.blobs.store import BlobMissing, BlobStore
+from registry.config import Settings
+from registry.db import ReadSession, WriteSession
+from registry.tenants.auth import TenantSubject
+
+
+def open_blob_store(settings: Settings) -> BlobStore:
+    """The store that the settings ask for."""
+    return LocalBlobStore(settings.blob_dir)
+
+
+def record_upload(session: WriteSession, subject: TenantSubject, sha256: str, *, size: int) -> bool:
+    """Called after the bytes are durable. True where the tenant did not have them before."""
+    added = repository.add(session, subject.tenant_id, sha256, size=size)
+    if added:
+        audit.record(session, subject, "blob.created", "blob", sha256, after={"size": size}, tenant_id=subject.tenant_id)
+    return added
+
+
+def get(session: ReadSession, tenant_id: str, sha256: str) -> Blob:
+    """Raises BlobMissing."""
+    blob = repository.get(session, tenant_id, sha256)
+    if blob is None:
+        raise BlobMissing(sha256)
+    return blob

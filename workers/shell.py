@@ -1,0 +1,168 @@
+"""The job shell: claim -> run -> publish, under a lease that a heartbeat thread renews.
+
+A kind of job computes without any transaction open and returns what to publish; the shell writes that and the end of
+the job in one transaction, conditional on the fence. So a worker may die, stall or be partitioned at any moment:
+either everything of an attempt is there, once, or nothing is.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from registry.db import Database, WriteSession
+from registry.jobs import service as jobs
+from registry.jobs.service import Claim, StaleFence
+
+log = structlog.get_logger(__name__)
+
+MAX_BACKOFF_S = 60.0
+HEARTBEATS_A_LEASE = 3
+
+Publish = Callable[[WriteSession], Mapping[str, Any]]
+
+
+class CancelledByRequest(Exception):
+    """Somebody cancelled the job; its run stops at the next `Attempt.check`."""
+
+
+class Attempt:
+    """What a running job sees of the world: whether it should still run."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self.lost = threading.Event()
+
+    def check(self) -> None:
+        """Call it every second or so of work. Raises CancelledByRequest, or StaleFence where the lease was lost."""
+        if self.lost.is_set():
+            raise StaleFence("the lease of this job was lost", field="fence")
+        if self.cancelled.is_set():
+            raise CancelledByRequest
+
+
+@dataclass(frozen=True)
+class JobKind:
+    """How one kind of job is done.
+
+    `run` computes and returns the writes to publish. `give_up` writes what an owner must see when the job ends
+    without a result: a resource must not stay pending for ever. It gets the payload, a code and a sentence.
+    """
+
+    run: Callable[[Claim, Attempt], Publish]
+    give_up: Callable[[WriteSession, str | None, Mapping[str, Any], str, str], None]
+
+
+class Worker:
+    """Runs one job at a time. Any number of workers share a database."""
+
+    def __init__(self, database: Database, *, kinds: Mapping[str, JobKind], lease_s: float, poll_s: float) -> None:
+        self._database = database
+        self._kinds = kinds
+        self._lease_s = lease_s
+        self._poll_s = poll_s
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set; the job in hand is finished first. A database that is away is waited for."""
+        log.info("worker.started", owner=self.owner, kinds=sorted(self._kinds))
+        while not stop.is_set():
+            try:
+                worked = self.run_one()
+            except SQLAlchemyError as error:
+                log.warning("worker.database_away", error=str(error))
+                worked = False
+            if not worked:
+                stop.wait(self._poll_s)
+        log.info("worker.stopped", owner=self.owner)
+
+    def run_one(self) -> bool:
+        """Claim one job and bring it to an end. False where there is none."""
+        claim = self._claim()
+        if claim is None:
+            return False
+        with structlog.contextvars.bound_contextvars(job_id=claim.job_id, kind=claim.kind, attempt=claim.attempt):
+            log.info("job.claimed", fence=claim.fence)
+            with self._heartbeat(claim) as attempt:
+                self._attempt(claim, attempt)
+        return True
+
+    def _claim(self) -> Claim | None:
+        with self._database.write() as session:
+            for job in jobs.sweep(session):
+                if job.kind in self._kinds:
+                    error = job.error or {"code": "cancelled", "detail": "the job was cancelled"}
+                    self._kinds[job.kind].give_up(session, job.tenant_id, job.payload, error["code"], error["detail"])
+            return jobs.claim(session, owner=self.owner, kinds=list(self._kinds), lease_s=self._lease_s)
+
+    def _attempt(self, claim: Claim, attempt: Attempt) -> None:
+        try:
+            publish = self._kinds[claim.kind].run(claim, attempt)
+            self._finish(claim, publish)
+        except StaleFence:
+            log.warning("job.lost")
+        except CancelledByRequest:
+            self._acknowledge_cancel(claim)
+        except Exception as error:  # noqa: BLE001 - the loop edge: one job's failure is not the worker's
+            self._fail(claim, error)
+
+    def _finish(self, claim: Claim, publish: Publish) -> None:
+        with self._database.write() as session:
+            result = publish(session)
+            jobs.finish(session, claim, result)
+        log.info("job.finished", **result)
+
+    def _acknowledge_cancel(self, claim: Claim) -> None:
+        with self._database.write() as session:
+            self._kinds[claim.kind].give_up(session, claim.tenant_id, claim.payload, "cancelled", "the job was cancelled")
+            jobs.acknowledge_cancel(session, claim)
+        log.info("job.cancelled")
+
+    def _fail(self, claim: Claim, error: Exception) -> None:
+        log.error("job.failed", exc_info=error)
+        detail = f"{type(error).__name__}: {error}"[:500]
+        with self._database.write() as session:
+            again = jobs.fail(session, claim, {"code": "internal", "detail": detail}, retry_in_s=backoff_s(claim.attempt))
+            if not again:
+                self._kinds[claim.kind].give_up(session, claim.tenant_id, claim.payload, "internal", detail)
+
+    @contextmanager
+    def _heartbeat(self, claim: Claim) -> Iterator[Attempt]:
+        attempt, over = Attempt(), threading.Event()
+        thread = threading.Thread(target=self._beat, args=(claim, attempt, over), name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield attempt
+        finally:
+            over.set()
+            thread.join()
+
+    def _beat(self, claim: Claim, attempt: Attempt, over: threading.Event) -> None:
+        while not over.wait(self._lease_s / HEARTBEATS_A_LEASE):
+            try:
+                with self._database.write() as session:
+                    pulse = jobs.heartbeat(session, claim)
+            except StaleFence:
+                attempt.lost.set()
+                return
+            except SQLAlchemyError as error:
+                log.warning("job.heartbeat_missed", error=str(error))
+                continue
+            if pulse.cancel_requested:
+                attempt.cancelled.set()
+
+
+def backoff_s(attempt: int) -> float:
+    """1, 2, 4 ... seconds with a fifth of jitter, so that jobs that failed together do not return together."""
+    pause_s = min(MAX_BACKOFF_S, 2.0 ** (attempt - 1))
+    return pause_s * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
