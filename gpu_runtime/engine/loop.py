@@ -29,6 +29,10 @@ class EngineStopped(RuntimeError):
     """The loop accepts no more requests: it drains, has stopped or has failed."""
 
 
+class EngineFull(EngineStopped):
+    """As many requests wait as the configuration allows; the next one may be taken a little later."""
+
+
 class EngineLoop:
     """Owns the step thread of one engine.
 
@@ -40,7 +44,7 @@ class EngineLoop:
         self._engine = engine
         self._inbox: list[Callable[[], None]] = []
         self._sinks: dict[str, OutputSink] = {}
-        self._wakeup = threading.Condition()
+        self._wakeup = threading.Condition()  # its lock is reentrant
         self._woken = False
         self._condition: Condition = "starting"
         self._state = engine.state()
@@ -51,19 +55,24 @@ class EngineLoop:
 
     def start(self) -> None:
         """Start stepping. Called once."""
-        self._condition = "ready"
+        self._become("ready")
         self._thread.start()
 
     def submit(self, request: Request, *, grant: str | None, sink: OutputSink) -> None:
-        """Queue a request; its pull starts with it. Raises ValueError (400) if it could never run, EngineStopped (503) if draining."""
+        """Queue a request; its pull starts with it.
+
+        Raises ValueError (400) if it could never run, EngineStopped (503) if draining, EngineFull (503) if too many wait.
+        """
         self._engine.check_request(request)
         with self._wakeup:
             if self._condition not in ("starting", "ready"):
                 raise EngineStopped(f"the engine is {self._condition}")
             if request.request_id in self._sinks:
                 raise ValueError(f"request_id is {request.request_id!r}; a request of that id is running")
+            if len(self._sinks) >= self._engine.max_requests:
+                raise EngineFull(f"{len(self._sinks)} requests are running or waiting, the most this runtime takes")
             self._sinks[request.request_id] = sink
-        self._command(lambda: self._add(request, grant))
+            self._command(lambda: self._add(request, grant))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request and free what it holds; its sink gets a last output. Unknown or finished ids are ignored."""
@@ -87,8 +96,10 @@ class EngineLoop:
         deadline = time.monotonic() + drain_s
         while self._thread.is_alive() and self._sinks and time.monotonic() < deadline:
             time.sleep(0.01)
-        self._command(self._finish_all)
-        if self._thread.is_alive():
+        self._command(lambda: self._become("stopped"))
+        if self._thread.ident is None:
+            self._finish()  # it never started: this thread answers what is queued
+        else:
             self._thread.join()
         self._engine.close()
 
@@ -97,17 +108,21 @@ class EngineLoop:
     def _run(self) -> None:
         failures = 0
         while self._take_commands():
-            try:
-                self._emit(self._engine.step())
-                failures = 0
-            except Exception:  # the loop's edge: one bad step must not end the process or leave clients hanging
-                log.exception("engine.step_failed")
-                failures += 1
-                self._emit(self._engine.abort_all("the engine failed in a step; see its log", retryable=True))
+            failures = 0 if self._step() else failures + 1
             self._state = self._engine.state()
             if failures >= MAX_FAILURES:
-                self._condition = "failed"
                 log.error("engine.failed")
+                self._become("failed")
+        self._finish()
+
+    def _step(self) -> bool:
+        try:
+            self._emit(self._engine.step())
+        except Exception:  # the loop's edge: one bad step must not end the process or leave clients hanging
+            log.exception("engine.step_failed")
+            self._emit(self._engine.abort_all("the engine failed in a step; see its log", retryable=True))
+            return False
+        return True
 
     def _take_commands(self) -> bool:
         """Sleep until there is something to do, then apply what the inbox holds. False when the thread shall end."""
@@ -115,10 +130,21 @@ class EngineLoop:
             while not (self._woken or self._engine.can_progress):
                 if not self._wakeup.wait(BLOCKED_WAIT_S if self._engine.has_work else None):
                     break
-            commands, self._inbox, self._woken = self._inbox, [], False
+            self._woken = False
+        self._apply_inbox()
+        return self._condition not in ("stopped", "failed")
+
+    def _apply_inbox(self) -> None:
+        with self._wakeup:
+            commands, self._inbox = self._inbox, []
         for command in commands:
             command()
-        return self._condition not in ("stopped", "failed")
+
+    def _finish(self) -> None:
+        """Nothing is accepted any more: what came in last is answered too."""
+        self._apply_inbox()
+        self._emit(self._engine.abort_all(f"the engine has {self._condition}", retryable=True))
+        self._state = self._engine.state()
 
     def _add(self, request: Request, grant: str | None) -> None:
         try:
@@ -142,9 +168,9 @@ class EngineLoop:
             log.warning("sink.closed", extra={"request_id": output.request_id})
             self._command(lambda: self._emit(self._engine.cancel(output.request_id)))
 
-    def _finish_all(self) -> None:
-        self._emit(self._engine.abort_all("the engine is shutting down", retryable=True))
-        self._condition = "stopped"
+    def _become(self, condition: Condition) -> None:
+        with self._wakeup:
+            self._condition = condition
 
     # ---- both ----
 

@@ -1,0 +1,312 @@
+"""Who is where: pool <- host <- (disk <- source, by flights). Slots, counted handles, eviction, drop. Step thread only.
+
+An adapter in the pool is *resident*: it has pages and a slot. With live handles it is in use and never moved; without, it
+is *idle* and leaves under pressure. `drop` takes the pointer away at once; the pages follow when the last handle is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from gpu_runtime.adapters.eviction import EvictionPolicy, IdleAdapter, least_recently_used
+from gpu_runtime.adapters.flights import Executor, Flights, Landing
+from gpu_runtime.adapters.host import HostCache
+from gpu_runtime.adapters.image import AdapterImage
+from gpu_runtime.adapters.pull import Puller
+from gpu_runtime.core import AdapterKey
+from gpu_runtime.memory.pages import PagePool
+from gpu_runtime.memory.tables import SlotTables
+
+log = logging.getLogger(__name__)
+
+OWNER_PREFIX = "adapter:"
+
+
+@dataclass(eq=False)
+class _Resident:
+    key: AdapterKey
+    slot: int
+    pages: list[int]
+    num_handles: int = 0
+    last_used: int = 0
+    drop: _Drop | None = None
+
+
+@dataclass(eq=False)
+class Handle:
+    """One use of a resident adapter; its slot stays valid until it is released."""
+
+    resident: _Resident
+    released: bool = False
+
+    @property
+    def slot(self) -> int:
+        return self.resident.slot
+
+
+class _Drop:
+    """Done when everything that it waits for is: handles back, flights landed, files gone (which a pull thread reports)."""
+
+    def __init__(self) -> None:
+        self.future: Future[None] = Future()
+        self._lock = threading.Lock()
+        self._remaining = 1
+
+    def wait_for(self) -> None:
+        with self._lock:
+            self._remaining += 1
+
+    def one_done(self) -> None:
+        with self._lock:
+            self._remaining -= 1
+            last = self._remaining == 0
+        if last:
+            self.future.set_result(None)
+
+
+@dataclass(frozen=True)
+class PullFailure:
+    """The pull of `key` ended without an adapter: its waiting requests fail, the next one tries again."""
+
+    key: AdapterKey
+    reason: str
+    retryable: bool
+
+
+class Residency:
+    """Owns every adapter page of `pool` and every slot of `tables`."""
+
+    def __init__(
+        self,
+        *,
+        pool: PagePool,
+        tables: SlotTables,
+        puller: Puller,
+        host: HostCache,
+        executor: Executor,
+        num_pull_threads: int,
+        victim: EvictionPolicy = least_recently_used,
+    ) -> None:
+        self._pool = pool
+        self._tables = tables
+        self._puller = puller
+        self._host = host
+        self._victim = victim
+        self._flights = Flights(lambda key, grant: puller.pull(key, grant=grant), executor=executor, num_threads=num_pull_threads)
+        self._residents: dict[AdapterKey, _Resident] = {}
+        self._draining: list[_Resident] = []
+        self._free_slots = list(range(tables.num_slots - 1, -1, -1))
+        self._drops: list[tuple[AdapterKey, _Drop]] = []
+        self._clock = 0
+        self.num_evictions = 0
+        self._urgent: AdapterKey | None = None
+
+    def wake_with(self, wake: Callable[[], None]) -> None:
+        """`wake` is called from another thread when `poll` has something to do."""
+        self._flights.wake_with(wake)
+
+    # ---- wanting: from queueing to admission ----
+
+    def want(self, key: AdapterKey, *, grant: str | None) -> None:
+        """A request waits for `key`: it starts on its way, and once here stays on the host until as many `unwant`."""
+        self._host.pin(key)
+        self.ensure(key, grant=grant, urgent=False)
+
+    def unwant(self, key: AdapterKey) -> None:
+        self._host.unpin(key)
+        if not self._host.num_pins(key):
+            self._flights.withdraw(key)
+
+    def ensure(self, key: AdapterKey, *, grant: str | None, urgent: bool) -> None:
+        """See that a wanted adapter is here or on its way. `urgent`: the oldest waiting request needs it."""
+        if not self.is_ready(key):
+            self._flights.request(key, grant=grant)
+        if urgent:
+            self._urgent = key
+        self._start_pulls()
+
+    def is_ready(self, key: AdapterKey) -> bool:
+        """Whether `acquire` needs no pull."""
+        return key in self._residents or key in self._host
+
+    def num_pages(self, key: AdapterKey) -> int | None:
+        """Pages that the adapter takes in the pool; None before it is here. Any thread."""
+        if (resident := self._residents.get(key)) is not None:
+            return len(resident.pages)
+        image = self._host.peek(key)
+        return None if image is None else image.num_pages
+
+    def poll(self) -> list[PullFailure]:
+        """Take what has landed into the host tier; the pulls that failed."""
+        failures = [failure for landing in self._flights.take_landed() if (failure := self._land(landing))]
+        self._start_pulls()
+        return failures
+
+    # ---- using ----
+
+    def can_acquire(self, key: AdapterKey, *, num_kv_pages: int) -> bool:
+        """Whether `acquire(key)` and then `num_kv_pages` pages can be had, evicting idle adapters."""
+        resident = self._residents.get(key)
+        idle = [other for other in self._residents.values() if other.num_handles == 0 and other is not resident]
+        wanted = num_kv_pages + (0 if resident else self.num_pages(key) or 0)
+        has_slot = resident is not None or bool(self._free_slots) or bool(idle)
+        return has_slot and wanted <= self._pool.num_free + sum(len(other.pages) for other in idle)
+
+    def acquire(self, key: AdapterKey) -> Handle:
+        """A handle on `key`, loaded from the host tier if it is not resident. Only after `can_acquire`."""
+        resident = self._residents.get(key) or self._load(key)
+        resident.num_handles += 1
+        self._touch(resident)
+        return Handle(resident)
+
+    def release(self, handle: Handle) -> None:
+        """Give a handle back; the adapter stays as long as nothing needs its place."""
+        assert not handle.released, f"a handle on {handle.resident.key} is released twice"
+        handle.released = True
+        resident = handle.resident
+        resident.num_handles -= 1
+        self._touch(resident)
+        if resident.num_handles == 0 and resident.drop is not None:
+            self._draining.remove(resident)
+            self._erase(resident, resident.drop)
+
+    def reclaim(self, num_pages: int) -> bool:
+        """Evict idle adapters until `num_pages` pages are free. False if that is impossible; then nothing more is idle."""
+        while self._pool.num_free < num_pages:
+            if not self._evict_one():
+                return False
+        return True
+
+    @property
+    def num_idle_pages(self) -> int:
+        """Pages that `reclaim` could free."""
+        return sum(len(resident.pages) for resident in self._residents.values() if resident.num_handles == 0)
+
+    def tiers(self) -> tuple[tuple[AdapterKey, ...], tuple[AdapterKey, ...], tuple[AdapterKey, ...]]:
+        """Keys in the pool, on the host, on the disk: each under every tier that holds it."""
+        return tuple(self._residents), self._host.keys(), self._puller.disk_keys()
+
+    # ---- forgetting ----
+
+    def drop(self, key: AdapterKey) -> Future[None]:
+        """Forget `key` in every tier. Later requests pull it anew; those that use it now finish first; then its pages are zeroed."""
+        drop = _Drop()
+        self._host.drop(key)
+        if (resident := self._residents.pop(key, None)) is not None:
+            drop.wait_for()
+            resident.drop = drop
+            if resident.num_handles:
+                self._draining.append(resident)
+            else:
+                self._erase(resident, drop)
+        if self._flights.abandon(key):
+            drop.wait_for()
+            self._drops.append((key, drop))
+        self._forget_files(key, drop)
+        drop.one_done()
+        log.info("adapter.dropped", extra={"tenant": key.tenant, "form_digest": key.form_digest})
+        return drop.future
+
+    def close(self) -> None:
+        self._flights.close()
+
+    def check_integrity(self) -> None:
+        """Pages, slots and handles of this class agree with pool and tables; host and disk keep their budgets."""
+        held = [*self._residents.values(), *self._draining]
+        slots = [resident.slot for resident in held]
+        assert sorted([*slots, *self._free_slots]) == list(range(self._tables.num_slots)), f"slots {slots} and free {self._free_slots}"
+        pages = [page for resident in held for page in resident.pages]
+        assert len(set(pages)) == len(pages), "two adapters share a page"
+        for resident in held:
+            assert resident.num_handles >= 0, f"{resident.key} has {resident.num_handles} handles"
+            assert all(self._pool.owner_of(page) == _owner(resident.key) for page in resident.pages), f"{resident.key} lost a page"
+        for resident in self._draining:
+            assert resident.num_handles > 0, f"{resident.key} drains without handles"
+            assert resident.drop is not None, f"{resident.key} drains without a drop"
+        owned = sum(count for owner, count in self._pool.pages_by_owner().items() if owner.startswith(OWNER_PREFIX))
+        assert owned == len(pages), f"adapters own {owned} pages of the pool, {len(pages)} are known"
+        self._tables.check_integrity()
+        self._host.check_integrity()
+
+    # ---- inside ----
+
+    def _land(self, landing: Landing) -> PullFailure | None:
+        if not landing.wanted:
+            self._finish_drops(landing.key)
+            return None
+        if landing.image is not None:
+            self._host.put(landing.key, landing.image)
+            return None
+        assert landing.failure is not None, "a landing has an image or a failure"
+        log.warning("adapter.pull_refused", extra={"form_digest": landing.key.form_digest, "reason": landing.failure.reason})
+        return PullFailure(landing.key, landing.failure.reason, landing.failure.retryable)
+
+    def _start_pulls(self) -> None:
+        self._flights.start(room=self._host.pinned_bytes < self._host.max_bytes, urgent=self._urgent)
+
+    def _touch(self, resident: _Resident) -> None:
+        self._clock += 1
+        resident.last_used = self._clock
+
+    def _load(self, key: AdapterKey) -> _Resident:
+        image = self._host.get(key)
+        assert image is not None, f"{key} is not on the host: it cannot be acquired"
+        if not self._free_slots:
+            self._evict_one()
+        self.reclaim(image.num_pages)
+        resident = _Resident(key, self._free_slots.pop(), self._pool.allocate(image.num_pages, owner=_owner(key)))
+        self._copy(image, resident)
+        self._residents[key] = resident
+        log.debug("adapter.loaded", extra={"form_digest": key.form_digest, "num_pages": image.num_pages, "slot": resident.slot})
+        return resident
+
+    def _copy(self, image: AdapterImage, resident: _Resident) -> None:
+        for page, source in zip(resident.pages, image.data, strict=True):
+            self._pool.data[page].copy_(source)
+        self._tables.install(resident.slot, image.plan, resident.pages, image.scales, image.dtype)
+
+    def _evict_one(self) -> bool:
+        idle = [
+            IdleAdapter(key, len(resident.pages), resident.last_used, wanted=self._host.num_pins(key) > 0)
+            for key, resident in self._residents.items()
+            if resident.num_handles == 0
+        ]
+        if not idle:
+            return False
+        victim = self._residents.pop(self._victim(idle).key)
+        self._vacate(victim)
+        self.num_evictions += 1
+        log.debug("adapter.evicted", extra={"form_digest": victim.key.form_digest})
+        return True
+
+    def _vacate(self, resident: _Resident) -> None:
+        self._tables.clear(resident.slot)
+        self._free_slots.append(resident.slot)
+        self._pool.free(resident.pages)
+
+    def _erase(self, resident: _Resident, drop: _Drop) -> None:
+        self._pool.data[resident.pages] = 0
+        self._vacate(resident)
+        drop.one_done()
+
+    def _forget_files(self, key: AdapterKey, drop: _Drop) -> None:
+        drop.wait_for()
+        self._flights.run_aside(lambda: self._puller.forget(key)).add_done_callback(lambda _: drop.one_done())
+
+    def _finish_drops(self, key: AdapterKey) -> None:
+        """A dropped pull has landed; it may have written its files after they were removed."""
+        if self._flights.has_unwanted(key):
+            return
+        finished = [drop for dropped, drop in self._drops if dropped == key]
+        self._drops = [(dropped, drop) for dropped, drop in self._drops if dropped != key]
+        for drop in finished:
+            self._forget_files(key, drop)
+            drop.one_done()
+
+
+def _owner(key: AdapterKey) -> str:
+    return f"{OWNER_PREFIX}{key.tenant}/{key.form_digest}"

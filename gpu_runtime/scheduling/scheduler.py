@@ -1,0 +1,265 @@
+"""Continuous batching, first come first served, with chunked prefill under a token budget. Pure: no clock, no model, no threads.
+
+A step takes, in order: one token of every decoding request, prompt chunks of running requests, then new requests while
+batch places, tokens and pages last. A waiting request whose adapter is still on its way is passed by; one that merely
+does not fit yet is not, so nobody starves. When a decode finds no page, idle adapters leave first, then the youngest
+request is preempted: it keeps its place in the queue and is computed again, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from gpu_runtime.adapters.residency import Residency
+from gpu_runtime.core import NO_SLOT, AdapterKey, Request, RequestState
+from gpu_runtime.memory.layout import PageLayout
+from gpu_runtime.memory.pages import PagePool
+from gpu_runtime.scheduling.admission import Limits, admission_pages, headroom_pages
+from gpu_runtime.scheduling.queues import Queue, Ticket
+
+
+@dataclass(frozen=True, eq=False)
+class Scheduled:
+    """Compute tokens [start, end) of a request in this step; `samples` if the last one's logits choose its next token."""
+
+    ticket: Ticket
+    start: int
+    end: int
+
+    @property
+    def request(self) -> Request:
+        return self.ticket.request
+
+    @property
+    def samples(self) -> bool:
+        return self.end == self.request.num_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Failed:
+    """A request that ends without running (any further); what it held is free already."""
+
+    request: Request
+    reason: str
+    retryable: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """One step: what to compute, and which requests ended on the way."""
+
+    items: tuple[Scheduled, ...]
+    failed: tuple[Failed, ...]
+
+
+class Scheduler:
+    """Owns the queues and every KV page of the pool. All methods belong to the step thread."""
+
+    def __init__(self, *, limits: Limits, layout: PageLayout, pool: PagePool, residency: Residency) -> None:
+        self.limits = limits
+        self.waiting = Queue(RequestState.WAITING)
+        self.running = Queue(RequestState.RUNNING)
+        self.num_preemptions = 0
+        self._layout = layout
+        self._pool = pool
+        self._residency = residency
+        self._num_arrived = 0
+
+    def require_possible(self, request: Request) -> None:
+        """Raises ValueError for a request that could never run here."""
+        pages = 0 if request.adapter is None else self._residency.num_pages(request.adapter) or 0
+        self.limits.require_possible(request, layout=self._layout, num_adapter_pages=pages)
+
+    def add(self, request: Request, *, grant: str | None, seed: int) -> None:
+        """Queue a request; its adapter starts on its way now. Raises ValueError for one that could never run."""
+        self.require_possible(request)
+        if self.find(request.request_id) is not None:
+            raise ValueError(f"request_id is {request.request_id!r}; a request of that id is in the queue")
+        self.waiting.add(Ticket(request, self._num_arrived, grant, seed))
+        self._num_arrived += 1
+        if request.adapter is not None:
+            self._residency.want(request.adapter, grant=grant)
+
+    def find(self, request_id: str) -> Ticket | None:
+        return self.waiting.find(request_id) or self.running.find(request_id)
+
+    def schedule(self, now_s: float) -> Schedule:
+        """The next step, with pages and handles of everything in it already taken."""
+        failed = [*self._fail_pulls(), *self._expire(now_s)]
+        items = self._continue_running()
+        items += self._admit(self.limits.max_step_tokens - sum(item.end - item.start for item in items), failed)
+        return Schedule(tuple(items), tuple(failed))
+
+    def finish(self, ticket: Ticket) -> None:
+        """The request ends, wherever it is: everything that it holds is free afterwards."""
+        if ticket in self.waiting:
+            self._leave_waiting(ticket)
+        else:
+            self._leave_running(ticket)
+        ticket.request.state = RequestState.FINISHED
+
+    def drop(self, key: AdapterKey) -> tuple[list[Failed], Future[None]]:
+        """Forget an adapter: who waits for it fails, who runs with it finishes; the future is done when nothing is left of it."""
+        failed = [self._fail(ticket, _dropped(key), False) for ticket in self.waiting if ticket.request.adapter == key]
+        return failed, self._residency.drop(key)
+
+    # ---- running ----
+
+    def _continue_running(self) -> list[Scheduled]:
+        items = [Scheduled(ticket, ticket.request.num_computed, ticket.request.num_tokens) for ticket in self._decodable()]
+        budget = self.limits.max_step_tokens - len(items)
+        for ticket in self.running:
+            if not ticket.request.is_decoding and budget > 0:
+                items.append(_chunk(ticket, budget))
+                budget -= items[-1].end - items[-1].start
+        return items
+
+    def _decodable(self) -> list[Ticket]:
+        """Decoding requests that have a page for their next token, oldest first; taking it may preempt younger ones."""
+        tickets = []
+        for ticket in self.running:
+            if ticket in self.running and ticket.request.is_decoding and self._grow(ticket):
+                tickets.append(ticket)
+        return tickets
+
+    def _grow(self, ticket: Ticket) -> bool:
+        """Pages for all tokens of a running request. False if it had to be preempted itself."""
+        missing = self._layout.pages_for(ticket.request.num_tokens) - len(ticket.request.pages)
+        while missing > 0 and not self._residency.reclaim(missing):
+            victim = self.running.youngest
+            self._preempt(victim)
+            if victim is ticket:
+                return False
+        if missing > 0:
+            ticket.request.pages += self._pool.allocate(missing, owner=_owner(ticket.request))
+        return True
+
+    def _preempt(self, ticket: Ticket) -> None:
+        assert len(self.running) > 1, f"{ticket.request.request_id} has the pool to itself and does not fit"
+        self._leave_running(ticket)
+        ticket.request.num_computed = 0
+        ticket.request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.add(ticket)
+        if ticket.request.adapter is not None:
+            self._residency.want(ticket.request.adapter, grant=ticket.grant)
+
+    def _leave_running(self, ticket: Ticket) -> None:
+        self.running.remove(ticket)
+        self._pool.free(ticket.request.pages)
+        ticket.request.pages = []
+        if ticket.handle is not None:
+            self._residency.release(ticket.handle)
+        ticket.handle, ticket.request.slot = None, NO_SLOT
+
+    # ---- waiting ----
+
+    def _admit(self, budget: int, failed: list[Failed]) -> list[Scheduled]:
+        items: list[Scheduled] = []
+        for position, ticket in enumerate(self.waiting):
+            if budget <= 0 or len(self.running) >= self.limits.max_batch_requests:
+                break
+            if not self._is_ready(ticket, urgent=position == 0):
+                continue
+            if (reason := self._impossible(ticket.request)) is not None:
+                failed.append(self._fail(ticket, reason, False))
+                continue
+            if not self._take_places(ticket):
+                break
+            items.append(_chunk(ticket, budget))
+            budget -= items[-1].end - items[-1].start
+        return items
+
+    def _is_ready(self, ticket: Ticket, *, urgent: bool) -> bool:
+        key = ticket.request.adapter
+        if key is None or self._residency.is_ready(key):
+            return True
+        self._residency.ensure(key, grant=ticket.grant, urgent=urgent)
+        return False
+
+    def _impossible(self, request: Request) -> str | None:
+        """An adapter's size is known only when it is here."""
+        try:
+            self.require_possible(request)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _take_places(self, ticket: Ticket) -> bool:
+        """Move a ready request to the running ones with its handle and pages, if there is room."""
+        request = ticket.request
+        num_pages = admission_pages(request, layout=self._layout)
+        if not self._has_room(request, num_pages + headroom_pages(len(self.running))):
+            return False
+        if request.adapter is not None:
+            ticket.handle = self._residency.acquire(request.adapter)
+            request.slot = ticket.handle.slot
+        self._leave_waiting(ticket)  # only now: what nobody wants may leave the host tier
+        enough = self._residency.reclaim(num_pages)
+        assert enough, f"admitted {request.request_id} without room for {num_pages} pages"
+        request.pages = self._pool.allocate(num_pages, owner=_owner(request))
+        self.running.add(ticket)
+        return True
+
+    def _has_room(self, request: Request, num_pages: int) -> bool:
+        if request.adapter is not None:
+            return self._residency.can_acquire(request.adapter, num_kv_pages=num_pages)
+        return num_pages <= self._pool.num_free + self._residency.num_idle_pages
+
+    def _leave_waiting(self, ticket: Ticket) -> None:
+        self.waiting.remove(ticket)
+        if ticket.request.adapter is not None:
+            self._residency.unwant(ticket.request.adapter)
+
+    def _fail_pulls(self) -> Iterable[Failed]:
+        for failure in self._residency.poll():
+            for ticket in self.waiting:
+                if ticket.request.adapter == failure.key:
+                    yield self._fail(ticket, failure.reason, failure.retryable)
+
+    def _expire(self, now_s: float) -> Iterable[Failed]:
+        for ticket in self.waiting:
+            deadline_s = ticket.request.deadline_s
+            if deadline_s is not None and now_s > deadline_s:
+                yield self._fail(ticket, "the deadline passed while the request was queued", True)
+
+    def _fail(self, ticket: Ticket, reason: str, retryable: bool) -> Failed:
+        self.finish(ticket)
+        return Failed(ticket.request, reason, retryable)
+
+    def check_integrity(self) -> None:
+        """Queues, KV pages and handles agree with pool and residency."""
+        self.waiting.check_integrity()
+        self.running.check_integrity()
+        assert len(self.running) <= self.limits.max_batch_requests, f"{len(self.running)} requests run"
+        for ticket in self.waiting:
+            assert not ticket.request.pages, f"{ticket.request.request_id} waits with pages"
+            assert ticket.handle is None, f"{ticket.request.request_id} waits with a handle"
+        for ticket in self.running:
+            request = ticket.request
+            assert all(self._pool.owner_of(page) == _owner(request) for page in request.pages), f"{request.request_id} lost a page"
+            assert len(request.pages) >= self._layout.pages_for(request.num_computed), f"{request.request_id} computed beyond its pages"
+            assert (ticket.handle is None) == (request.adapter is None), f"{request.request_id} runs without its handle"
+        pages = [page for ticket in self.running for page in ticket.request.pages]
+        owned = sum(count for owner, count in self._pool.pages_by_owner().items() if owner.startswith(OWNER_PREFIX))
+        assert len(set(pages)) == len(pages) == owned, f"requests own {owned} pages of the pool, {len(pages)} are known"
+        self._residency.check_integrity()
+        self._pool.check_integrity()
+
+
+OWNER_PREFIX = "kv:"
+
+
+def _owner(request: Request) -> str:
+    return f"{OWNER_PREFIX}{request.request_id}"
+
+
+def _chunk(ticket: Ticket, budget: int) -> Scheduled:
+    start = ticket.request.num_computed
+    return Scheduled(ticket, start, min(start + budget, ticket.request.num_tokens))
+
+
+def _dropped(key: AdapterKey) -> str:
+    return f"the adapter of form {key.form_digest} was withdrawn while the request was queued"
