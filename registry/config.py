@@ -39,7 +39,8 @@ class Settings(BaseSettings):
     heartbeat_interval_s: float = Field(default=2.0, gt=0)
     grant_ttl_s: float = Field(default=30.0, gt=0)
     grant_leeway_s: float = Field(default=30.0, ge=0)
-    replica_wait_s: float = Field(default=5.0, ge=0)
+    replica_wait_s: float = Field(default=5.0, ge=0, description="How long a request waits for a live replica before it is answered 503.")
+    max_request_tokens: int = Field(default=8192, ge=1, description="Upper limit on max_tokens, written into every grant.")
 
     job_lease_s: float = Field(default=60.0, gt=0)
     job_poll_s: float = Field(default=0.5, gt=0)

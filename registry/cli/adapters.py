@@ -1,0 +1,90 @@
+"""`lorary adapters`: list, show, delete; `push` and `pull` move the bytes (push.py, pull.py), `alias` moves names (aliases.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from registry.cli import aliases, pull, push
+from registry.cli.client import path
+from registry.cli.jobs import DEFAULT_TIMEOUT_S, TimeoutOption
+from registry.cli.remote import Call, YesOption, remote
+
+noun = typer.Typer(help="Adapters: a tenant's named, versioned LoRA weights.", no_args_is_help=True)
+noun.add_typer(aliases.noun, name="alias")
+
+NameArgument = Annotated[str, typer.Argument(help="The adapter's name.")]
+ReferenceArgument = Annotated[str, typer.Argument(help="NAME (its default alias), NAME@3 or NAME@ALIAS.")]
+DirectoryArgument = Annotated[Path, typer.Argument(help="The folder with adapter_config.json and adapter_model.safetensors.")]
+BaseOption = Annotated[str | None, typer.Option("--base-model", help="Else the config's base_model_name_or_path must name exactly one.")]
+AliasOption = Annotated[str | None, typer.Option("--alias", help="Move this alias to the version once it is ready.")]
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the version is ready or rejected.")]
+DescriptionOption = Annotated[str | None, typer.Option("--description", help="What the adapter is for.")]
+TargetArgument = Annotated[Path, typer.Argument(help="The folder to write; created if absent.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that differ.")]
+
+
+@remote(noun, "push")
+def push_command(
+    call: Call,
+    *,
+    name: NameArgument,
+    directory: DirectoryArgument,
+    base_model: BaseOption = None,
+    alias: AliasOption = None,
+    description: DescriptionOption = None,
+    wait: WaitOption = True,
+    timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
+) -> None:
+    """Push a PEFT adapter folder as a new version. Identical bytes give the version that exists."""
+    if alias is not None and not wait:
+        raise typer.BadParameter("an alias moves only to a ready version; use --wait with --alias", param_hint="--alias")
+    asked = push.Push(name=name, base_model=base_model, description=description)
+    version = push.push(call, asked, directory=directory)
+    if wait:
+        version = push.wait_until_settled(call, name, version["number"], timeout_s=timeout_s)
+    if alias is not None and version["status"] == "ready":
+        aliases.move(call.client, name, alias, number=version["number"])
+    call.output.item(version)
+    push.fail_if_rejected(name, version)
+
+
+@remote(noun, "pull")
+def pull_command(call: Call, reference: ReferenceArgument, directory: TargetArgument, force: ForceOption = False) -> None:
+    """Download a version's files, byte for byte as they were pushed, checked by sha256."""
+    call.output.item(pull.pull(call, reference, directory=directory, force=force))
+
+
+@remote(noun, "list")
+def list_adapters(call: Call) -> None:
+    """List adapters, newest first."""
+    call.output.rows(
+        call.client.pages("/adapters"), "name", "base_model", "num_versions", "latest_version", "aliases", "description", "updated_at"
+    )
+
+
+@remote(noun, "show")
+def show(call: Call, name: NameArgument) -> None:
+    """Show one adapter, its versions and its aliases."""
+    adapter = call.client.get(path("adapters", name))
+    versions = list(call.client.pages(path("adapters", name, "versions")))
+    pointers = aliases.load(call.client, name)
+    call.output.item({**adapter, "versions": versions, "aliases": pointers} if call.output.is_json else adapter)
+    if not call.output.is_json:
+        call.output.line("")
+        call.output.rows(versions, "number", "status", "rank", "targets", "version_digest", "created_at")
+        call.output.line("")
+        call.output.rows(pointers, *aliases.COLUMNS)
+
+
+@remote(noun, "delete")
+def delete(call: Call, reference: Annotated[str, typer.Argument(help="NAME, or NAME@3 for one version.")], yes: YesOption = False) -> None:
+    """Delete an adapter, or one of its versions. It stops being served at once."""
+    name, _, number = reference.partition("@")
+    if number and not number.isdecimal():
+        raise typer.BadParameter(f"{reference!r}: only a version number can follow @ here; `adapters alias delete` removes an alias")
+    call.output.confirm(f"Delete {reference}?", yes=yes)
+    call.client.delete(path("adapters", name, "versions", number) if number else path("adapters", name))
+    call.output.note(f"{reference} deleted")

@@ -1,0 +1,65 @@
+"""The output of supervised processes, line by line on stderr: prefixed with the process's name, or wrapped in JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections import defaultdict, deque
+from typing import IO
+
+MAX_LINE_BYTES = 64 * 1024
+TAIL_LINES = 5
+
+
+class ChildLog:
+    """One reader thread a process. Keeps each process's last lines, to say why it died."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._tails: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=TAIL_LINES))
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def follow(self, name: str, stream: IO[bytes]) -> None:
+        """Read `stream` to its end in a thread of its own, and close it."""
+        thread = threading.Thread(target=self._pump, args=(name, stream), name=f"log-{name}", daemon=True)
+        self._threads = [known for known in self._threads if known.is_alive()] + [thread]
+        thread.start()
+
+    def tell(self, event: str) -> None:
+        """A line of the supervisor itself."""
+        self._emit("up", event)
+
+    def tail(self, name: str) -> list[str]:
+        self.join(timeout_s=0.2)
+        with self._lock:
+            return list(self._tails[name])
+
+    def join(self, *, timeout_s: float) -> None:
+        """Wait for the readers of processes that have ended."""
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    def _pump(self, name: str, stream: IO[bytes]) -> None:
+        with stream:
+            while raw := stream.readline(MAX_LINE_BYTES):
+                self._emit(name, raw.decode(errors="replace").rstrip("\r\n"))
+
+    def _emit(self, name: str, line: str) -> None:
+        with self._lock:
+            self._tails[name].append(line)
+            try:
+                sys.stderr.write((wrapped(name, line) if self._as_json else f"{name:<8}| {line}") + "\n")
+                sys.stderr.flush()
+            except (OSError, ValueError):
+                pass  # nobody reads us any more; the child must still find its pipe drained
+
+
+def wrapped(name: str, line: str) -> str:
+    """The line as a JSON object with `process`: the child's own object where it wrote one."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    return json.dumps({"process": name, **(event if isinstance(event, dict) else {"event": line})})

@@ -1,0 +1,75 @@
+"""`lorary db`: the schema of the installation in LORARY_STATE_DIR / LORARY_DATABASE_URL. Works on the database itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from registry.cli.failure import CliFailure
+from registry.cli.output import Format, Output
+from registry.cli.remote import OutputOption, YesOption
+from registry.config import load_settings
+
+noun = typer.Typer(help="The database's schema, and the first admin key.", no_args_is_help=True)
+
+
+@noun.command("init")
+def init(output: OutputOption = Format.table) -> None:
+    """Make the secret key, the schema and the first admin key where they are missing. The key is printed this once."""
+    from registry.cli import local  # noqa: PLC0415 - the database stack takes a second to import
+
+    out = Output(output)
+    settings, token = local.initialise(load_settings())
+    revision, _head = local.schema_state(settings)
+    out.item({"state_dir": str(settings.state_dir), "revision": revision, "admin_key": token})
+    out.note("the admin key above cannot be shown again: store it now" if token else "initialised before; its keys are as they were")
+
+
+@noun.command("admin-key")
+def admin_key(
+    name: Annotated[str, typer.Argument(help="What it is for; shown in listings.")] = "made by lorary db admin-key",
+    output: OutputOption = Format.table,
+) -> None:
+    """Make another admin key, where the first one was lost. Printed this once, and audited."""
+    from registry.cli import local  # noqa: PLC0415 - as above
+
+    settings = load_settings()
+    if not settings.secret_key.get_secret_value():
+        raise CliFailure(f"{settings.state_dir} has no secret key", remedy="run `lorary db init` first")
+    Output(output).item({"admin_key": local.issue_admin_key(settings, name=name)})
+
+
+@noun.command("upgrade")
+def upgrade(revision: Annotated[str, typer.Argument(help="A revision, or head.")] = "head", output: OutputOption = Format.table) -> None:
+    """Bring the schema to a revision."""
+    from registry.cli import local  # noqa: PLC0415 - as above
+
+    Output(output).item({"revision": local.upgrade(load_settings(), revision)})
+
+
+@noun.command("downgrade")
+def downgrade(
+    revision: Annotated[str, typer.Argument(help="A revision, -1, or base.")], yes: YesOption = False, output: OutputOption = Format.table
+) -> None:
+    """Take the schema back to a revision. What only newer ones can hold is lost."""
+    from registry.cli import local  # noqa: PLC0415 - as above
+
+    out = Output(output)
+    out.confirm(f"Downgrade the schema to {revision}? Data that it cannot hold is lost.", yes=yes)
+    out.item({"revision": local.downgrade(load_settings(), revision)})
+
+
+@noun.command("check")
+def check(output: OutputOption = Format.table) -> None:
+    """Is the schema at head, and does it say what the models say? Exit code 1 if not."""
+    from registry.cli import local  # noqa: PLC0415 - as above
+
+    settings = load_settings()
+    revision, head = local.schema_state(settings)
+    differences = local.schema_differences(settings) if revision == head else []
+    Output(output).item({"revision": revision, "head": head, "differences": differences})
+    if revision != head:
+        raise CliFailure(f"the schema is at {revision}, this program needs {head}", remedy="run `lorary db upgrade`")
+    if differences:
+        raise CliFailure(f"the schema differs from the models in {len(differences)} places", remedy="this database was changed by hand")

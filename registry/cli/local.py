@@ -1,0 +1,116 @@
+"""What a command does to the installation itself, without HTTP: its schema, its keys, its stored bytes.
+
+Whoever holds the state directory and the database holds the installation; no API key is asked for here. This module
+brings the database stack, which takes a second to import, so commands import it only when they need it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+import migrations
+from registry.audit.service import record
+from registry.blobs.models import Blob
+from registry.blobs.service import open_blob_store
+from registry.blobs.store import BlobStore
+from registry.bootstrap import init_database
+from registry.cli.failure import CliFailure
+from registry.config import Settings
+from registry.db import Database
+from registry.tenants.auth import SYSTEM
+from registry.tenants.keys import ADMIN, KeyHasher
+from registry.tenants.service import issue_key
+
+
+def initialise(settings: Settings) -> tuple[Settings, str | None]:
+    """Secret key, schema and first admin key, where they are missing. The key's token is told this once."""
+    with reporting(settings):
+        made = init_database(settings)
+    return made.settings, made.admin_token
+
+
+def issue_admin_key(settings: Settings, *, name: str) -> str:
+    """The token of a new admin key: for the supervisor, and for whoever lost the first one."""
+    hasher = KeyHasher(settings.secret_key.get_secret_value())
+    with reporting(settings), _opened(settings) as database, database.write() as session:
+        _key, token = issue_key(
+            session, subject=SYSTEM, tenant_id=None, name=name, scopes={ADMIN}, expires_at=None, hasher=hasher, record=record
+        )
+    return token
+
+
+def upgrade(settings: Settings, revision: str) -> str | None:
+    with reporting(settings):
+        migrations.upgrade(settings.resolved_database_url, revision)
+        return migrations.revision_of(settings.resolved_database_url)
+
+
+def downgrade(settings: Settings, revision: str) -> str | None:
+    with reporting(settings):
+        migrations.downgrade(settings.resolved_database_url, revision)
+        return migrations.revision_of(settings.resolved_database_url)
+
+
+def schema_state(settings: Settings) -> tuple[str | None, str]:
+    """(the revision that the database is at, the one that this program needs)."""
+    with reporting(settings):
+        return migrations.revision_of(settings.resolved_database_url), migrations.head_revision()
+
+
+def schema_differences(settings: Settings) -> list[str]:
+    with reporting(settings):
+        return migrations.check(settings.resolved_database_url)
+
+
+def check_blobs(settings: Settings, *, limit: int | None) -> tuple[int, list[str], int]:
+    """(blobs that the database promises, sha256 of those that are absent or damaged, how many were hashed).
+
+    Hashes a random `limit` of them, or all.
+    """
+    chosen = select(Blob.tenant_id, Blob.sha256, Blob.size)
+    if limit is not None:
+        chosen = chosen.order_by(func.random()).limit(limit)
+    with reporting(settings), _opened(settings) as database, database.read() as session:
+        total = session.scalar(select(func.count()).select_from(Blob)) or 0
+        rows = [(tenant_id, sha256, size) for tenant_id, sha256, size in session.execute(chosen)]
+    store = open_blob_store(settings)
+    return total, [sha256 for tenant_id, sha256, size in rows if not _is_whole(store, tenant_id, sha256, size=size)], len(rows)
+
+
+def _is_whole(store: BlobStore, tenant_id: str, sha256: str, *, size: int) -> bool:
+    if store.size(tenant_id, sha256) != size:
+        return False
+    digest = hashlib.sha256()
+    for chunk in store.stream(tenant_id, sha256):
+        digest.update(chunk)
+    return digest.hexdigest() == sha256
+
+
+@contextmanager
+def reporting(settings: Settings) -> Iterator[None]:
+    """A database or disk that does not answer becomes one sentence. The URL's password is not in it."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise CliFailure(
+            f"the database does not answer: {reason}",
+            remedy="check LORARY_DATABASE_URL, or run `lorary db init`",
+            state_dir=settings.state_dir,
+        ) from error
+    except OSError as error:
+        raise CliFailure(f"{error.filename or settings.state_dir}: {error.strerror}", remedy="check LORARY_STATE_DIR") from error
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.resolved_database_url)
+    try:
+        yield database
+    finally:
+        database.close()

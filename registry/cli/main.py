@@ -1,0 +1,61 @@
+"""The `lorary` command: its nouns, and the one place where errors become exit codes (0 ok, 1 failure, 2 usage)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from registry.cli import adapters, base_models, db, doctor, jobs, keys, processes, tenants, up
+from registry.cli.failure import CliFailure
+from registry.cli.output import Output
+from registry.logging import configure_logging
+
+app = typer.Typer(
+    name="lorary",
+    help="Registry, control plane and runtime for LoRA adapters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("up")(up.up)
+app.command("api")(processes.api)
+app.command("worker")(processes.worker)
+app.command("runtime")(processes.runtime)
+app.command("doctor")(doctor.doctor)
+app.add_typer(db.noun, name="db")
+app.add_typer(tenants.noun, name="tenants")
+app.add_typer(keys.noun, name="keys")
+app.add_typer(base_models.noun, name="base-models")
+app.add_typer(adapters.noun, name="adapters")
+app.add_typer(jobs.noun, name="jobs")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        Output().line(f"lorary {version('lorary')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command and exit the process with its code."""
+    configure_logging(format="console", level="WARNING")  # what our own libraries log goes to stderr, never between data
+    try:
+        app(args=args, prog_name="lorary")
+    except CliFailure as failure:
+        Output().failure(failure)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
