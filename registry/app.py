@@ -8,7 +8,6 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 
-import httpx2
 from fastapi import FastAPI
 
 from registry import health
@@ -19,6 +18,7 @@ from registry.db import Database
 from registry.middleware import BodyLimit, RequestContext
 from registry.openapi import install_openapi
 from registry.problems import install_error_handlers
+from registry.serving.proxy import make_client
 from registry.tenants.keys import KeyHasher
 from registry.tenants.last_used import LastUsed
 
@@ -50,12 +50,7 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
     app.state.blob_store = LocalBlobStore(settings.blob_dir)
     app.state.last_used = LastUsed(app.state.database)
     app.state.record = record
-    # A reply may think for minutes before its first token: only connecting and writing have deadlines.
-    app.state.http = httpx2.AsyncClient(
-        timeout=httpx2.Timeout(connect=2.0, read=None, write=30.0, pool=5.0),
-        limits=httpx2.Limits(max_connections=1024, max_keepalive_connections=64),
-        trust_env=False,
-    )
+    app.state.http = make_client()
 
 
 def _include_routers(app: FastAPI) -> None:

@@ -33,6 +33,8 @@ GRANT_ISSUER = "lorary"
 MAX_RESIDENTS = 16_384  # a heartbeat stays near 2 MiB; a replica that holds more reports the nearest ones
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+TenantId = Annotated[str, Field(min_length=1, max_length=32)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class WireVersionMismatch(ValueError):
@@ -63,9 +65,9 @@ class ReplicaRegistration(WireModel):
 
     url: str = Field(max_length=512, pattern=r"^https?://[^/?#@\s]+/?$", description="Where the registry reaches this replica.")
     base_digest: Sha256
-    max_rank: int = Field(ge=1)
-    num_pages: int = Field(ge=1)
-    page_bytes: int = Field(ge=1)
+    max_rank: int = Field(ge=1, lt=2**31)
+    num_pages: int = Field(ge=1, lt=2**53)
+    page_bytes: int = Field(ge=1, lt=2**53)
 
 
 class ReplicaWelcome(WireModel):
@@ -83,7 +85,7 @@ class Resident(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tenant: str
+    tenant: TenantId
     form_digest: Sha256
     tier: Literal["pool", "host", "disk"]
 
@@ -94,11 +96,11 @@ class Heartbeat(WireModel):
     The first heartbeat after a registration makes the replica live; "draining" takes it out of choice at once.
     """
 
-    sequence: int = Field(ge=0)
+    sequence: int = Field(ge=0, lt=2**63)
     state: Literal["ready", "draining"]
-    num_queued: int = Field(ge=0)
-    num_running: int = Field(ge=0)
-    num_free_pages: int = Field(ge=0)
+    num_queued: Count
+    num_running: Count
+    num_free_pages: Count
     residents: tuple[Resident, ...] = Field(default=(), max_length=MAX_RESIDENTS)
 
 
@@ -113,7 +115,7 @@ class HeartbeatReply(WireModel):
 class ResolveRequest(WireModel):
     """POST /api/v1/resolve: what are the bytes of this form? Needs a `replica` key and a live grant for the form."""
 
-    tenant: str
+    tenant: TenantId
     form_digest: Sha256
     grant: str
 
@@ -126,7 +128,7 @@ class FormDescription(WireModel):
     so that nothing between the pusher and the pool is believed unseen.
     """
 
-    tenant: str
+    tenant: TenantId
     version_digest: Sha256
     form_digest: Sha256
     base_digest: Sha256
@@ -136,7 +138,7 @@ class FormDescription(WireModel):
 class GrantClaims(BaseModel):
     """The JWT (EdDSA) that the front door puts on one request to one replica.
 
-    `jti` is unique to this request (the registry draws it, a client cannot choose it) and is accepted once; `aud` is
+    `jti` is the request id (the registry draws it, a client cannot choose it) and is accepted once; `aud` is
     the replica id. `form_digest` None means the base model.
     """
 
@@ -147,7 +149,7 @@ class GrantClaims(BaseModel):
     jti: str
     iat: int
     exp: int
-    tenant: str
+    tenant: TenantId
     model: str = Field(description="The name that the client used; echoed in the reply.")
     version_digest: Sha256 | None = None
     form_digest: Sha256 | None = None

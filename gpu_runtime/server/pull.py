@@ -93,10 +93,8 @@ class RegistrySource:
 
     def _download(self, path: str, download: _Download, *, headers: Mapping[str, str]) -> None:
         have = download.num_bytes
-        ranged = {**headers, "Range": f"bytes={have}-"} if have else dict(headers)
+        ranged = {**headers, "Range": f"bytes={have}-"} if have else headers
         with self._answer("GET", path, headers=ranged) as response:
-            if response.status_code == 416 and have:
-                return  # broken exactly after the last byte; the cache's digest check has the last word
             download.take(response, have=have)
 
     @contextmanager
@@ -156,7 +154,7 @@ def _required(grant: str | None) -> str:
 
 def _raise_for_refusal(response: httpx2.Response) -> None:
     status = response.status_code
-    if status < 400 or status == 416:
+    if status < 400:
         return
     problem = _decoded(_bounded_body(response))
     detail = problem.get("detail") if isinstance(problem, dict) else None

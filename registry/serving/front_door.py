@@ -1,0 +1,164 @@
+"""The front door: authorise, choose a replica, grant, relay. Authorised anew for every request; no session while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import httpx2
+import structlog
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from registry.config import Settings
+from registry.db import Database
+from registry.errors import BadRequest, Unavailable
+from registry.serving import service
+from registry.serving.grants import GrantSigner, signer_for
+from registry.serving.proxy import (
+    EVENT_STREAM,
+    FORWARDED_REQUEST_HEADERS,
+    FORWARDED_RESPONSE_HEADERS,
+    RETRY_AFTER_S,
+    ClientGone,
+    RelayedStream,
+    forwarded,
+    replica_failed,
+    while_connected,
+)
+from registry.serving.repository import Address
+from registry.serving.service import Authorised
+from registry.tenants.auth import TenantSubject
+from registry.wire import FORM_DIGEST_HEADER, GRANT_HEADER, REQUEST_ID_HEADER, VERSION_DIGEST_HEADER
+
+log = structlog.get_logger(__name__)
+
+MAX_ATTEMPTS = 2  # replicas that a request is offered to; the second only where the first never took the connection
+POLL_S = 0.2
+CLIENT_CLOSED = 499  # nginx's; nobody is there to read it, the access log is
+
+
+@dataclass(frozen=True)
+class FrontDoor:
+    """What relaying needs of the application."""
+
+    database: Database
+    settings: Settings
+    signer: GrantSigner
+    client: httpx2.AsyncClient
+
+    @classmethod
+    def of(cls, request: Request) -> FrontDoor:
+        state = request.app.state
+        return cls(state.database, state.settings, signer_for(state.settings.secret_key.get_secret_value()), state.http)
+
+    async def relay(self, request: Request, subject: TenantSubject, *, path: str) -> Response:
+        """The answer of a live replica to this request, streamed if the replica streams."""
+        body = await request.body()
+        order = Order(subject=subject, model=model_of(body), path=path, body=body, headers=self._headers(request))
+        try:
+            return await while_connected(request.receive, self._answer(order))
+        except ClientGone:
+            log.info("client.left")
+            return Response(status_code=CLIENT_CLOSED)
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        kept = forwarded(request.headers, FORWARDED_REQUEST_HEADERS)
+        return {**kept, "accept-encoding": "identity", REQUEST_ID_HEADER: request.state.request_id}
+
+    async def _answer(self, order: Order) -> Response:
+        authorised, upstream = await self._send_to_a_replica(order)
+        headers = {**forwarded(upstream.headers, FORWARDED_RESPONSE_HEADERS), **digest_headers(authorised)}
+        if upstream.headers.get("content-type", "").startswith(EVENT_STREAM):
+            return RelayedStream(upstream, headers=headers)
+        try:
+            content = await upstream.aread()
+        except httpx2.TransportError as error:
+            log.warning("replica.failed", reason=f"{type(error).__name__}: {error}")
+            raise replica_failed() from error
+        finally:
+            await upstream.aclose()
+        return Response(content, status_code=upstream.status_code, headers=headers)
+
+    async def _send_to_a_replica(self, order: Order) -> tuple[Authorised, httpx2.Response]:
+        """Authorises before each look for a replica, so that what is deleted while a request waits is not served."""
+        deadline = time.monotonic() + self.settings.replica_wait_s
+        tried: list[str] = []
+        while len(tried) < MAX_ATTEMPTS:
+            authorised, address = await run_in_threadpool(self._look_up, order, tried=tried)
+            if address is not None:
+                upstream = await self._offer(order, authorised, address)
+                if upstream is not None:
+                    return authorised, upstream
+                tried.append(address.replica_id)
+            elif tried or time.monotonic() >= deadline:
+                break
+            else:
+                await asyncio.sleep(POLL_S)
+        raise Unavailable(
+            f"no live replica serves {authorised.served.base_model} now",
+            code="no_replica",
+            retry_after_s=RETRY_AFTER_S,
+            remedy="try again soon",
+        )
+
+    def _look_up(self, order: Order, *, tried: Collection[str]) -> tuple[Authorised, Address | None]:
+        with self.database.read() as session:
+            authorised = service.authorise(session, order.subject, order.model)
+            return authorised, service.choose_replica(session, authorised, ttl_s=self.settings.replica_ttl_s, tried=tried)
+
+    async def _offer(self, order: Order, authorised: Authorised, address: Address) -> httpx2.Response | None:
+        """The replica's response, its body unread; None if it could not even be connected to."""
+        request_id = order.headers[REQUEST_ID_HEADER]
+        grant = service.grant_for(authorised, address, request_id=request_id, signer=self.signer, settings=self.settings)
+        headers = {**order.headers, GRANT_HEADER: grant}
+        request = self.client.build_request("POST", address.url + order.path, content=order.body, headers=headers)
+        try:
+            upstream = await self.client.send(request, stream=True)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            log.warning("replica.unreachable", replica_id=address.replica_id, url=address.url, reason=type(error).__name__)
+            return None
+        except httpx2.TransportError as error:
+            log.warning("replica.failed", replica_id=address.replica_id, reason=f"{type(error).__name__}: {error}")
+            raise replica_failed() from error
+        if upstream.status_code in (401, 403):
+            # Our grant was refused. That is between us and the replica: the client's key is good, and 401 would say it is not.
+            log.error("replica.refused_grant", replica_id=address.replica_id, status=upstream.status_code)
+            await upstream.aclose()
+            raise replica_failed()
+        return upstream
+
+
+@dataclass(frozen=True)
+class Order:
+    """One request of a client, as it goes to whichever replica takes it. `headers` lack the grant."""
+
+    subject: TenantSubject
+    model: str
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+
+
+def model_of(body: bytes) -> str:
+    """The `model` of an OpenAI request. Everything else in it is for the replica to judge."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("the body is not JSON", code="invalid_json", field="body", remedy="send one JSON object") from error
+    model = request.get("model") if isinstance(request, dict) else None
+    if not isinstance(model, str) or not model:
+        raise BadRequest(
+            "model is missing or not a string", code="missing_model", field="model", value=model, remedy="name a model of `GET /v1/models`"
+        )
+    return model
+
+
+def digest_headers(authorised: Authorised) -> dict[str, str]:
+    """What the name meant when this request was admitted. The base model has neither digest."""
+    found = {VERSION_DIGEST_HEADER: authorised.served.version_digest, FORM_DIGEST_HEADER: authorised.served.form_digest}
+    return {name: digest for name, digest in found.items() if digest is not None}
