@@ -48,7 +48,7 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         value = value.astimezone(dt.UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+    def process_result_value(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:  # noqa: ARG002 - the signature is SQLAlchemy's
         if value is None:
             return None
         return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
@@ -63,13 +63,13 @@ class utc_now(FunctionElement[dt.datetime]):
 
 
 @compiles(utc_now, "sqlite")
-def _sqlite_now(element: utc_now, compiler: Any, **kw: Any) -> str:
+def _sqlite_now(_element: utc_now, _compiler: Any, **_kw: Any) -> str:
     # %f has three digits; SQLAlchemy stores six, and string comparison needs equal widths.
     return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
 
 
 @compiles(utc_now, "postgresql")
-def _postgresql_now(element: utc_now, compiler: Any, **kw: Any) -> str:
+def _postgresql_now(_element: utc_now, _compiler: Any, **_kw: Any) -> str:
     return "clock_timestamp()"
 
 

@@ -18,6 +18,11 @@ def find(session: ReadSession, tenant_id: str | None, job_id: str) -> Job | None
     return session.scalar(_owned(statement, tenant_id).execution_options(populate_existing=True))
 
 
+def lock(session: WriteSession, job_id: str) -> Job:
+    """The row as it is now, held until the transaction ends: nobody cancels between this reading and our writing."""
+    return session.scalars(select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)).one()
+
+
 def list_jobs(session: ReadSession, tenant_id: str | None, *, state: str | None, limit: int, cursor: str | None) -> Sequence[Job]:
     statement = _owned(select(Job), tenant_id)
     if state is not None:

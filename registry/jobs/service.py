@@ -148,9 +148,7 @@ def heartbeat(session: WriteSession, claim: Claim) -> Pulse:
     """Move the end of the lease. Raises StaleFence."""
     expires_at = database_time(session) + dt.timedelta(seconds=claim.lease_s)
     _advance(session, claim, lease_expires_at=expires_at)
-    job = repository.find(session, None, claim.job_id)
-    assert job is not None, "jobs are never deleted"
-    return Pulse(cancel_requested=job.cancel_requested, lease_expires_at=expires_at)
+    return Pulse(cancel_requested=repository.lock(session, claim.job_id).cancel_requested, lease_expires_at=expires_at)
 
 
 def progress(session: WriteSession, claim: Claim, values: Mapping[str, Any]) -> None:
@@ -172,8 +170,7 @@ def fail(session: WriteSession, claim: Claim, error: Mapping[str, Any], retry_in
         _leave(session, claim, state=FAILED, error=dict(error))
         return False
     available_at = database_time(session) + dt.timedelta(seconds=retry_in_s)
-    _leave(session, claim, state=QUEUED, error=dict(error), available_at=available_at)
-    return True
+    return _leave(session, claim, state=QUEUED, error=dict(error), available_at=available_at) == QUEUED
 
 
 def release(session: WriteSession, claim: Claim) -> None:
@@ -205,15 +202,14 @@ def _no_lease() -> dict[str, Any]:
     return {"lease_owner": None, "lease_expires_at": None}
 
 
-def _leave(session: WriteSession, claim: Claim, *, state: str, **values: Any) -> None:
-    """running -> `state`; a job that was cancelled meanwhile does not go back to the queue."""
-    if state == QUEUED:
-        job = repository.find(session, None, claim.job_id)
-        if job is not None and job.cancel_requested:
-            state = CANCELLED
+def _leave(session: WriteSession, claim: Claim, *, state: str, **values: Any) -> str:
+    """running -> `state`, which is returned; a job that was cancelled meanwhile does not go back to the queue."""
+    if state == QUEUED and repository.lock(session, claim.job_id).cancel_requested:
+        state = CANCELLED
     if state in FINAL:
         values["finished_at"] = database_time(session)
     _advance(session, claim, state=state, **_no_lease(), **values)
+    return state
 
 
 def _advance(session: WriteSession, claim: Claim, **values: Any) -> None:
