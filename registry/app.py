@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 
 from fastapi import FastAPI
 
 from registry import health
+from registry.adapters import endpoints as adapters
+from registry.audit import endpoints as audit
 from registry.audit.service import record
-from registry.blobs.local import LocalBlobStore
+from registry.base_models import endpoints as base_models
+from registry.blobs import endpoints as blobs
+from registry.blobs.service import open_blob_store
 from registry.config import Settings, load_settings
 from registry.db import Database
+from registry.jobs import endpoints as jobs
 from registry.middleware import BodyLimit, RequestContext
 from registry.openapi import install_openapi
 from registry.problems import install_error_handlers
+from registry.serving import endpoints as serving
 from registry.serving.proxy import make_client
+from registry.tenants import endpoints as tenants
 from registry.tenants.keys import KeyHasher
 from registry.tenants.last_used import LastUsed
 
 API_PREFIX = "/api/v1"
+OPENAI_PREFIX = "/v1"
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -47,7 +53,7 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
     app.state.settings = settings
     app.state.key_hasher = KeyHasher(settings.secret_key.get_secret_value())
     app.state.database = Database(settings.resolved_database_url, busy_timeout_s=settings.database_busy_timeout_s)
-    app.state.blob_store = LocalBlobStore(settings.blob_dir)
+    app.state.blob_store = open_blob_store(settings)
     app.state.last_used = LastUsed(app.state.database)
     app.state.record = record
     app.state.http = make_client()
@@ -55,13 +61,9 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(health.router)
-    for domain in ("tenants", "audit", "jobs", "blobs", "base_models", "adapters", "serving"):
-        if find_spec(f"registry.{domain}.endpoints") is None:
-            continue
-        endpoints = import_module(f"registry.{domain}.endpoints")
-        app.include_router(endpoints.router, prefix=API_PREFIX)
-        if hasattr(endpoints, "openai_router"):
-            app.include_router(endpoints.openai_router, prefix="/v1")
+    for domain in (tenants, audit, jobs, blobs, base_models, adapters, serving):
+        app.include_router(domain.router, prefix=API_PREFIX)
+    app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
 
 
 @asynccontextmanager
