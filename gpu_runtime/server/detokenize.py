@@ -23,6 +23,10 @@ class Detokenizer:
         """The text that this token completes; empty while a character is unfinished."""
         return self._decoder.decode(self._vocabulary.visible_bytes(token_id))
 
+    def num_characters(self, token_id: int) -> int:
+        """How many whole characters the token has by itself."""
+        return len(self._vocabulary.visible_bytes(token_id).decode("utf-8", errors="ignore"))
+
     def finish(self) -> str:
         """What an unfinished last character decodes to."""
         return self._decoder.decode(b"", final=True)

@@ -1,7 +1,7 @@
-"""Between characters and token ids, for one base model: its tokenizer, chat template and end-of-sequence ids.
+"""Between characters and token ids, for one base model: its tokenizer and its chat template.
 
-Read from the model directory (tokenizer.json, tokenizer_config.json, chat_template.jinja, config.json,
-generation_config.json); nothing here knows HTTP or the engine.
+Read from the model directory (tokenizer.json, tokenizer_config.json, chat_template.jinja, config.json); nothing here
+knows HTTP or the engine, which reads for itself which tokens end a sequence.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class Text:
         special_tokens = _special_tokens(tokenizer_config)
         self.vocabulary = Vocabulary(json.loads(self._tokenizer.to_str()), self._tokenizer.get_vocab(with_added_tokens=True))
         self.num_tokens = int(_text_config(config).get("vocab_size") or self._tokenizer.get_vocab_size())
-        self.eos_ids = _eos_ids(_read_json(model_dir / "generation_config.json"), config) or self._ids_of(special_tokens.get("eos_token"))
         source = _template_source(model_dir, tokenizer_config)
         self._template = None if source is None else ChatTemplate(source, special_tokens=special_tokens)
 
@@ -58,10 +57,6 @@ class Text:
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self.vocabulary)
 
-    def _ids_of(self, token: str | None) -> frozenset[int]:
-        token_id = None if token is None else self._tokenizer.token_to_id(token)
-        return frozenset() if token_id is None else frozenset({token_id})
-
 
 def _load_tokenizer(path: Path) -> Tokenizer:
     if not _read_json(path).get("model"):
@@ -85,15 +80,6 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Multimodal checkpoints nest the language model's part."""
     nested = config.get("text_config")
     return nested if isinstance(nested, dict) else config
-
-
-def _eos_ids(generation: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
-    """generation_config.json decides; config.json where it is silent."""
-    for source in (generation, config, _text_config(config)):
-        value = source.get("eos_token_id")
-        if value is not None:
-            return frozenset(value if isinstance(value, list) else [value])
-    return frozenset()
 
 
 def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,268 @@
+"""What clients may ask: the request schemas of OpenAI's completions and chat completions, closed and strict.
+
+A field is supported, or ignored because it changes nothing here, or accepted only where it asks for nothing
+(`n: 1`, `frequency_penalty: 0`), or refused by name. Nothing that would change the answer is dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
+
+from gpu_runtime.core import SamplingParams
+from gpu_runtime.server.errors import ApiError, invalid
+
+MAX_PROMPTS = 64  # of one completions request: a longer list is for the client to cut
+MAX_STOP_CHARACTERS = 1024
+PROMPT_FORMS = "prompt must be a string, a list of strings, a list of token ids or a list of lists of token ids, and not empty"
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default; chat defaults to the rest of the context
+
+IGNORED = frozenset(
+    "user metadata store safety_identifier service_tier prompt_cache_key prompt_cache_retention prompt_cache_options "
+    "parallel_tool_calls".split()
+)
+# Known to clients and not supported: the values with which they ask for nothing.
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "suffix": ("",),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "audio": (),
+    "prediction": (),
+    "moderation": (),
+    "web_search_options": (),
+}
+# In messages: what clients send back from an earlier reply.
+MESSAGE_IGNORED = frozenset({"refusal", "annotations", "id"})
+
+Asked = TypeVar("Asked", bound="GenerationRequest")
+Prompt = str | tuple[int, ...]
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _stops(value: object) -> object:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+
+class StreamOptions(Closed):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # padding against traffic analysis: accepted, not done
+
+
+class GenerationRequest(Closed):
+    """What both endpoints share. `model` is required by the protocol and decides nothing: the grant names the adapter."""
+
+    model: str = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: Annotated[list[StopString], Field(max_length=4), BeforeValidator(_stops)] = Field(default_factory=list)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed when stream is true")
+        return self
+
+    @property
+    def asked_tokens(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """None is off; n asks for the n likeliest tokens beside the chosen one."""
+        return None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, *, max_tokens: int) -> SamplingParams:
+        """OpenAI's `top_p: 0` keeps the likeliest token alone, which is greedy."""
+        greedy = self.top_p == 0
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0.0 if greedy or self.temperature == 0 else 1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if greedy or self.top_p is None else self.top_p,
+            top_k=max(0, self.top_k or 0),
+            seed=None if self.seed is None else self.seed & (2**63 - 1),
+            stop=tuple(self.stop),
+            logprobs=self.num_logprobs,
+            ignore_eos=bool(self.ignore_eos),
+        )
+
+
+def _prompts(value: object) -> tuple[Prompt, ...]:
+    """OpenAI's four spellings as one: string, strings, token ids, lists of token ids."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        raise ValueError(PROMPT_FORMS)
+    if _is_ids(value):
+        return (tuple(value),)
+    if all(isinstance(one, str) or _is_ids(one) for one in value):
+        if len(value) > MAX_PROMPTS:
+            raise ValueError(f"prompt holds {len(value)} prompts; it may hold at most {MAX_PROMPTS}")
+        return tuple(one if isinstance(one, str) else tuple(one) for one in value)
+    raise ValueError(PROMPT_FORMS)
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions."""
+
+    prompt: Annotated[tuple[Prompt, ...], BeforeValidator(_prompts)]
+    echo: bool | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _echo_has_no_logprobs(self) -> CompletionRequest:
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo together with logprobs asks for the prompt's logprobs, which this server does not compute")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+
+def _content(value: object) -> object:
+    """Text parts become one text, a line each; any other part is refused by its type."""
+    if not isinstance(value, list):
+        return value
+    return "\n".join(_text_part(part) for part in value)
+
+
+def _text_part(part: object) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(text, str):
+        return text
+    raise ValueError(f"content has a part of type {kind!r}; this model reads text parts only")
+
+
+class Message(Closed):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_content)]
+    name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _forgive_nothings(cls, value: Any) -> Any:
+        """Null fields, and those that only echo an earlier reply, say nothing."""
+        if not isinstance(value, Mapping):
+            return value
+        if value.get("role") in ("tool", "function") or value.get("tool_calls") or value.get("function_call"):
+            raise ValueError("the message belongs to a tool call; this model has no tools")
+        return {key: one for key, one in value.items() if key == "content" or (one not in (None, [], {}) and key not in MESSAGE_IGNORED)}
+
+    def for_template(self) -> dict[str, str]:
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content} | named
+
+
+class ChatRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _agree_with_each_other(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        if self.max_tokens is not None and self.max_completion_tokens is not None and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens name the same limit and differ; give max_completion_tokens alone")
+        return self
+
+    @property
+    def asked_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def read_request(body: bytes, *, kind: type[Asked]) -> Asked:
+    """The body as a request of `kind`. Raises ApiError naming the field."""
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise invalid(f"the body is not JSON: {error}", code="invalid_json") from error
+    if not isinstance(value, dict):
+        raise invalid(f"the body holds a {type(value).__name__}; it must be a JSON object", code="invalid_json")
+    try:
+        return kind.model_validate(_supported(value, kind.model_fields))
+    except ValidationError as error:
+        raise _refusal(error) from error
+
+
+def _supported(asked: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in asked.items():
+        if name in fields or name in IGNORED:
+            continue
+        if name not in NEUTRAL:
+            raise invalid(f"Unrecognized request argument supplied: {name[:100]}", param=name[:100], code="unknown_parameter")
+        if value is not None and value not in NEUTRAL[name]:
+            message = f"{name} is {str(value)[:100]!r}; this server does not support it{_but(NEUTRAL[name])}"
+            raise invalid(message, param=name, code="unsupported_parameter")
+    return {name: value for name, value in asked.items() if name in fields}
+
+
+def _but(allowed: Sequence[object]) -> str:
+    return f" beyond {' or '.join(repr(one) for one in allowed)}" if allowed else ""
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    """The first complaint, as OpenAI words it: where, what, and a code."""
+    first = error.errors(include_url=False)[0]
+    where = _path(first["loc"])
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        return invalid(
+            message if message.startswith(where) or not where else f"{where}: {message}", param=where or message.split(" ", 1)[0]
+        )
+    if first["type"] == "missing":
+        return invalid(f"Missing required parameter: '{where}'.", param=where, code="missing_required_parameter")
+    code = {"extra_forbidden": "unknown_parameter"}.get(
+        first["type"], "invalid_type" if first["type"].endswith("_type") else "invalid_value"
+    )
+    return invalid(f"Invalid value for '{where}': {first['msg']}.", param=where, code=code)
+
+
+def _path(loc: Sequence[int | str]) -> str:
+    """('messages', 0, 'content') -> messages[0].content"""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")

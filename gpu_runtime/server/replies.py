@@ -1,0 +1,162 @@
+"""What clients are told: OpenAI's reply objects, whole and in chunks, and logprobs in both of their shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_runtime.core import TokenLogprob
+from gpu_runtime.server.vocabulary import Vocabulary
+
+LOWEST_LOGPROB = -9999.0  # what OpenAI sends for "never": JSON has no infinity
+
+
+@dataclass(frozen=True)
+class TokenEntry:
+    """One shown token: its logprob, and where its text starts in the choice's text."""
+
+    logprob: TokenLogprob
+    offset: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token adds to one choice; the last piece of a choice carries `finish_reason`."""
+
+    index: int
+    text: str
+    entries: tuple[TokenEntry, ...] = ()
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    num_prompt_tokens: int
+    num_completion_tokens: int
+
+    def as_json(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": self.num_completion_tokens,
+            "total_tokens": self.num_prompt_tokens + self.num_completion_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class ChatShape:
+    """Objects of /v1/chat/completions."""
+
+    reply_id: str
+    model: str
+    created: int
+    vocabulary: Vocabulary
+    with_logprobs: bool
+
+    def whole(self, choices: Sequence[Piece], usage: Usage) -> dict[str, Any]:
+        """The reply of a request that does not stream; each choice is one piece with all its text."""
+        return self._envelope("chat.completion", [self._choice(piece) for piece in choices]) | {"usage": usage.as_json()}
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """The first chunk of a choice: who speaks."""
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+
+    def chunks(self, piece: Piece) -> list[dict[str, Any]]:
+        text = [self._chunk(piece.index, {"content": piece.text}, self._logprobs(piece), None)] if piece.text or piece.entries else []
+        end = [self._chunk(piece.index, {}, None, piece.finish_reason)] if piece.finish_reason else []
+        return text + end
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return self._envelope("chat.completion.chunk", []) | {"usage": usage.as_json()}
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": f"chatcmpl-{self.reply_id}", "object": kind, "created": self.created, "model": self.model, "choices": choices}
+
+    def _choice(self, piece: Piece) -> dict[str, Any]:
+        message = {"role": "assistant", "content": piece.text, "refusal": None}
+        return {"index": piece.index, "message": message, "logprobs": self._logprobs(piece), "finish_reason": piece.finish_reason}
+
+    def _chunk(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None, finish_reason: str | None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return self._envelope("chat.completion.chunk", [choice])
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+        return {"content": [self._entry(entry.logprob) for entry in piece.entries], "refusal": None}
+
+    def _entry(self, logprob: TokenLogprob) -> dict[str, Any]:
+        top = [self._token(token_id, value) for token_id, value in logprob.top]
+        return self._token(logprob.token_id, logprob.logprob) | {"top_logprobs": top}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        raw = self.vocabulary.bytes_of(token_id)
+        return {"token": raw.decode("utf-8", errors="replace"), "logprob": _finite(logprob), "bytes": list(raw)}
+
+
+@dataclass(frozen=True)
+class CompletionShape:
+    """Objects of /v1/completions. `echoes` are prompt texts to put before the choices' text, one a choice, or none."""
+
+    reply_id: str
+    model: str
+    created: int
+    vocabulary: Vocabulary
+    with_logprobs: bool
+    echoes: tuple[str, ...] = ()
+
+    def whole(self, choices: Sequence[Piece], usage: Usage) -> dict[str, Any]:
+        spoken = [self._choice(piece, text=self._echo(piece.index) + piece.text) for piece in choices]
+        return self._envelope(spoken) | {"usage": usage.as_json()}
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The echo, which is all that precedes a completion."""
+        return self._envelope([self._choice(Piece(index, ""), text=self._echo(index))]) if self.echoes else None
+
+    def chunks(self, piece: Piece) -> list[dict[str, Any]]:
+        told = piece.text or piece.entries or piece.finish_reason
+        return [self._envelope([self._choice(piece, text=piece.text)])] if told else []
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return self._envelope([]) | {"usage": usage.as_json()}
+
+    def _envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        head = {"id": f"cmpl-{self.reply_id}", "object": "text_completion", "created": self.created, "model": self.model}
+        return head | {"choices": choices}
+
+    def _echo(self, index: int) -> str:
+        return self.echoes[index] if self.echoes else ""
+
+    def _choice(self, piece: Piece, *, text: str) -> dict[str, Any]:
+        return {"index": piece.index, "text": text, "logprobs": self._logprobs(piece), "finish_reason": piece.finish_reason}
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+        chosen = [entry.logprob for entry in piece.entries]
+        return {
+            "tokens": [self._spell(one.token_id) for one in chosen],
+            "token_logprobs": [_finite(one.logprob) for one in chosen],
+            "top_logprobs": [self._top(one) for one in chosen],
+            "text_offset": [entry.offset for entry in piece.entries],
+        }
+
+    def _top(self, logprob: TokenLogprob) -> dict[str, float]:
+        """The likeliest ones and always the chosen one, as OpenAI does."""
+        pairs = (*logprob.top, (logprob.token_id, logprob.logprob))
+        return {self._spell(token_id): _finite(value) for token_id, value in pairs}
+
+    def _spell(self, token_id: int) -> str:
+        """Tokens that are no whole characters are spelled as `bytes:\\xNN`: as replacement characters two would share a key."""
+        raw = self.vocabulary.bytes_of(token_id)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+Shape = ChatShape | CompletionShape
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LOWEST_LOGPROB)
