@@ -52,7 +52,7 @@ def build_engine(
         torch.set_num_threads(config.threads)
     raw = json.loads((config.model_dir / "config.json").read_bytes())
     spec = ModelSpec.from_config(raw)
-    layout = _layout(spec, getattr(torch, config.dtype))
+    layout = page_layout(spec, dtype=getattr(torch, config.dtype))
     pool = _pool(config, layout)
     tables = SlotTables(num_slots=config.num_slots, num_layers=spec.num_layers, max_rank=config.max_rank, device=config.device)
     builder = ImageBuilder(
@@ -82,7 +82,8 @@ def build_engine(
     )
 
 
-def _layout(spec: ModelSpec, dtype: torch.dtype) -> PageLayout:
+def page_layout(spec: ModelSpec, *, dtype: torch.dtype) -> PageLayout:
+    """The layout of the pool for a base model with KV in `dtype`: a page holds the widest rank row in any stored dtype."""
     return PageLayout.fitting(
         num_layers=spec.num_layers,
         num_kv_heads=spec.num_kv_heads,
