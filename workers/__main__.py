@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 
-from registry.blobs.local import LocalBlobStore
 from registry.blobs.service import open_blob_store
 from registry.config import Settings, load_settings
 from registry.db import Database
@@ -20,8 +19,7 @@ from workers.validate import Validation
 def build_worker(settings: Settings, database: Database) -> Worker:
     """A worker for every kind of job."""
     store = open_blob_store(settings)
-    if isinstance(store, LocalBlobStore):
-        store.remove_stale_uploads()
+    store.remove_stale_uploads()
     validation = Validation(database, store, max_rank=settings.max_adapter_rank)
     importing = BaseModelImport(settings.model_dir)
     kinds = {

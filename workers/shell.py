@@ -107,10 +107,16 @@ class Worker:
 
     def _attempt(self, claim: Claim, attempt: Attempt) -> None:
         try:
+            self._bring_to_an_end(claim, attempt)
+        except StaleFence:  # whichever way it ended: another worker has it now
+            log.warning("job.lost")
+
+    def _bring_to_an_end(self, claim: Claim, attempt: Attempt) -> None:
+        try:
             publish = self._kinds[claim.kind].run(claim, attempt)
             self._finish(claim, publish)
         except StaleFence:
-            log.warning("job.lost")
+            raise
         except CancelledByRequest:
             self._acknowledge_cancel(claim)
         except Exception as error:  # noqa: BLE001 - the loop edge: one job's failure is not the worker's

@@ -5,7 +5,7 @@ A version leaves `pending` here and nowhere else, with its raw form and the `def
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from registry.artifact.errors import ArtifactRefused
 from registry.artifact.gate import check_push
 from registry.artifact.manifest import CONFIG_FILE, WEIGHTS_FILE, FileEntry, FormManifest, VersionManifest
 from registry.artifact.scan import scan_weights
+from registry.blobs import service as blobs
 from registry.blobs.store import BlobMissing, BlobStore
 from registry.db import Database, WriteSession
 from registry.jobs.service import Claim
@@ -24,12 +25,13 @@ from workers.shell import Attempt, Publish
 
 
 class BytesLost(Exception):
-    """The store no longer holds what the tenant pushed. `detail` is for the tenant."""
+    """The store no longer holds what the tenant pushed under `sha256`. `detail` is for the tenant."""
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: str, detail: str, *, sha256: str) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
+        self.sha256 = sha256
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,10 @@ class Validation:
         try:
             self._hash_again(version, attempt)
             self._check(version, attempt)
-        except (ArtifactRefused, BytesLost) as refused:
+        except ArtifactRefused as refused:
             return _rejection(version, code=refused.code, detail=refused.detail)
+        except BytesLost as lost:
+            return _rejection(version, code=lost.code, detail=lost.detail, lost=lost.sha256)
         return _acceptance(version)
 
     def give_up(self, session: WriteSession, tenant_id: str | None, payload: Mapping[str, Any], code: str, detail: str) -> None:
@@ -87,13 +91,15 @@ class Validation:
                 hasher.update(chunk)
                 attempt.check()
             if hasher.digest != file.sha256:
-                raise BytesLost("blob_damaged", f"the stored bytes of {file.path!r} are damaged; upload them and push again")
+                detail = f"the stored bytes of {file.path!r} are damaged; upload them and push again"
+                raise BytesLost("blob_damaged", detail, sha256=file.sha256)
 
-    def _stream(self, version: PendingVersion, file: FileEntry) -> Any:
+    def _stream(self, version: PendingVersion, file: FileEntry) -> Iterator[bytes]:
         try:
             return self.store.stream(version.tenant_id, file.sha256)
         except BlobMissing as error:
-            raise BytesLost("blob_missing", f"the stored bytes of {file.path!r} are gone; upload them and push again") from error
+            detail = f"the stored bytes of {file.path!r} are gone; upload them and push again"
+            raise BytesLost("blob_missing", detail, sha256=file.sha256) from error
 
     def _check(self, version: PendingVersion, attempt: Attempt) -> None:
         files = {file.path: file for file in version.manifest.files}
@@ -117,8 +123,11 @@ def _acceptance(version: PendingVersion) -> Publish:
     return lambda session: {"outcome": publication.publish_ready(session, version.tenant_id, version.version_id, form=form)}
 
 
-def _rejection(version: PendingVersion, *, code: str, detail: str) -> Publish:
-    return lambda session: {
-        "outcome": publication.publish_rejected(session, version.tenant_id, version.version_id, code=code, detail=detail),
-        "code": code,
-    }
+def _rejection(version: PendingVersion, *, code: str, detail: str, lost: str | None = None) -> Publish:
+    def publish(session: WriteSession) -> Mapping[str, Any]:
+        if lost is not None:
+            blobs.forget(session, version.tenant_id, lost)
+        outcome = publication.publish_rejected(session, version.tenant_id, version.version_id, code=code, detail=detail)
+        return {"outcome": outcome, "code": code}
+
+    return publish

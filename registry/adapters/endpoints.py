@@ -189,8 +189,7 @@ def put_alias(
             field="If-Match",
             remedy="GET the alias and send its ETag as If-Match",
         )
-    adapter = service.get_adapter(session, subject.tenant_id, name)
-    adapter = repository.lock_adapter(session, subject.tenant_id, adapter.id)
+    adapter = service.lock_adapter(session, subject.tenant_id, name)
     moved, created = aliases.put(session, subject, adapter, alias, number=wanted.version, expected=expected)
     response.status_code = 201 if created else 200
     return _with_etag(response, moved)
@@ -199,8 +198,7 @@ def put_alias(
 @router.delete("/{name}/aliases/{alias}", status_code=204, responses=READ_ERRORS | problem_responses(PreconditionFailed))
 def delete_alias(name: AdapterName, alias: AliasName, *, subject: AliasWriter, session: WriteSessionDep, if_match: IfMatch = None) -> None:
     """`If-Match` is honoured where it is sent."""
-    adapter = service.get_adapter(session, subject.tenant_id, name)
-    adapter = repository.lock_adapter(session, subject.tenant_id, adapter.id)
+    adapter = service.lock_adapter(session, subject.tenant_id, name)
     aliases.remove(session, subject, adapter, alias, expected=_expected(if_match, None) or "any")
 
 

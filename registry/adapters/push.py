@@ -24,7 +24,7 @@ from registry.base_models import repository as base_repository
 from registry.base_models import service as base_models
 from registry.base_models.models import BaseModelRevision
 from registry.blobs import repository as blobs
-from registry.blobs.store import BlobStore
+from registry.blobs.store import BlobMissing, BlobStore
 from registry.db import Database, ReadSession, WriteSession
 from registry.errors import Conflict, Invalid
 from registry.jobs import service as jobs
@@ -57,6 +57,8 @@ def check(database: Database, store: BlobStore, tenant_id: str, wanted: PushIn, 
         return _check(database, store, tenant_id, wanted, max_rank=max_rank)
     except ArtifactRefused as refused:
         raise Invalid(refused.detail, field=refused.field, value=refused.value, remedy=refused.remedy, code=refused.code) from refused
+    except BlobMissing as missing:  # a disk lost what a row promises
+        raise Invalid(missing.detail, field="files", value=missing.value, remedy=missing.remedy, code=missing.error_code) from missing
 
 
 def _check(database: Database, store: BlobStore, tenant_id: str, wanted: PushIn, *, max_rank: int) -> CheckedPush:
@@ -86,6 +88,7 @@ def _check(database: Database, store: BlobStore, tenant_id: str, wanted: PushIn,
 def record(session: WriteSession, subject: TenantSubject, name: str, wanted: PushIn, checked: CheckedPush) -> Recorded:
     """The version of these bytes: a new one, or the one that is there, revived where it was rejected or deleted."""
     _refuse_base_model_name(session, name)
+    _require_base_model(session, checked)
     adapter = _adapter(session, subject, name, wanted, checked)
     version = repository.version_by_content(
         session, subject.tenant_id, adapter.id, version_digest=checked.manifest.digest, base_model_id=checked.base_model_id
@@ -132,6 +135,12 @@ def _refuse_base_model_name(session: WriteSession, name: str) -> None:
             remedy="choose a name that no base model has",
             code="name_taken",
         )
+
+
+def _require_base_model(session: WriteSession, checked: CheckedPush) -> None:
+    """It was there when bytes were read, in an earlier transaction."""
+    if base_repository.get(session, checked.base_model_id) is None:
+        raise Conflict(f"base model {checked.base_model!r} was deleted a moment ago", field="base_model", value=checked.base_model)
 
 
 def _adapter(session: WriteSession, subject: TenantSubject, name: str, wanted: PushIn, checked: CheckedPush) -> Adapter:

@@ -49,9 +49,15 @@ def get_adapter(session: ReadSession, tenant_id: str, name: str) -> Adapter:
     """Raises NotFound, the same for an absent, a deleted and another tenant's adapter."""
     adapter = repository.adapter(session, tenant_id, name)
     if adapter is None:
-        raise NotFound(
-            f"there is no adapter named {name!r}", field="name", value=name, remedy="GET /api/v1/adapters", code="adapter_not_found"
-        )
+        raise _adapter_not_found(name)
+    return adapter
+
+
+def lock_adapter(session: WriteSession, tenant_id: str, name: str) -> Adapter:
+    """`get_adapter` for a change of its versions or aliases: they change one after the other."""
+    adapter = repository.lock_adapter(session, tenant_id, get_adapter(session, tenant_id, name).id)
+    if adapter.deleted_at is not None:
+        raise _adapter_not_found(name)
     return adapter
 
 
@@ -119,9 +125,7 @@ def update(session: WriteSession, subject: TenantSubject, name: str, patch: Adap
 
 def delete_adapter(session: WriteSession, subject: TenantSubject, name: str) -> None:
     """The adapter, its versions and its aliases stop resolving at once. A push to the same name restores it."""
-    adapter = repository.lock_adapter(session, subject.tenant_id, get_adapter(session, subject.tenant_id, name).id)
-    if adapter.deleted_at is not None:
-        raise NotFound(f"there is no adapter named {name!r}", field="name", value=name, code="adapter_not_found")
+    adapter = lock_adapter(session, subject.tenant_id, name)
     aliases.remove_all(session, subject, adapter)
     versions = repository.living_versions(session, subject.tenant_id, adapter.id)
     for version in versions:
@@ -133,13 +137,19 @@ def delete_adapter(session: WriteSession, subject: TenantSubject, name: str) -> 
 
 def delete_version(session: WriteSession, subject: TenantSubject, name: str, number: int) -> None:
     """The version stops resolving at once, and with it the aliases that point at it. Pushing its bytes restores it."""
-    adapter = repository.lock_adapter(session, subject.tenant_id, get_adapter(session, subject.tenant_id, name).id)
+    adapter = lock_adapter(session, subject.tenant_id, name)
     version = get_version(session, subject.tenant_id, adapter.name, number)
     aliases.remove_all(session, subject, adapter, version_id=version.id)
     before = {"adapter": name, "number": number, "status": version.status}
     version.status = DELETED
     session.flush()
     audit.record(session, subject, "version.deleted", "version", version.id, before=before, after={"status": DELETED})
+
+
+def _adapter_not_found(name: str) -> NotFound:
+    return NotFound(
+        f"there is no adapter named {name!r}", field="name", value=name, remedy="GET /api/v1/adapters", code="adapter_not_found"
+    )
 
 
 def _show_adapter(adapter: Adapter, count: VersionCount, numbers: dict[str, int]) -> AdapterOut:

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from registry.blobs import service
 from registry.blobs.models import Blob
 from registry.blobs.schemas import BlobOut, Sha256Path
-from registry.blobs.store import CHUNK_BYTES, BlobStore, Upload
+from registry.blobs.store import CHUNK_BYTES, BlobMissing, BlobStore, Upload
 from registry.config import Settings
 from registry.db import Database, DatabaseDep, ReadSessionDep
 from registry.errors import BadRequest, Forbidden, Invalid, NotFound, StorageFull, TooLarge, problem_responses
@@ -71,9 +71,11 @@ async def put_blob(
 
 
 @router.head("/{sha256}", responses=problem_responses(Forbidden, NotFound))
-def head_blob(sha256: Sha256Path, *, subject: Reader, session: ReadSessionDep) -> Response:
-    """Whether the tenant has these bytes, so that a client need not send them again."""
+def head_blob(sha256: Sha256Path, *, subject: Reader, session: ReadSessionDep, store: BlobStoreDep) -> Response:
+    """Whether the tenant has these bytes, so that a client need not send them again. Bytes that a disk lost are absent."""
     blob = service.get(session, subject.tenant_id, sha256)
+    if store.size(subject.tenant_id, sha256) != blob.size:
+        raise BlobMissing(sha256)
     return Response(headers=_blob_headers(blob) | {"Content-Length": str(blob.size)})
 
 

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from registry.blobs.store import CHUNK_BYTES, BlobMissing, StoredBlob
+from registry.blobs.store import CHUNK_BYTES, STALE_UPLOAD_S, BlobMissing, StoredBlob
 from registry.errors import Invalid, StorageFull, TooLarge, Unavailable
 
 # EFBIG is what a file-size limit of the operating system answers; for the caller it is the same thing.
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 UPLOADS = ".uploads"
-STALE_UPLOAD_S = 24 * 3600.0
 
 _TENANT_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -107,7 +106,8 @@ class LocalBlobStore:
 
     def stream(self, tenant_id: str, sha256: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         file = self.open(tenant_id, sha256)
-        file.seek(start)
+        if start:
+            file.seek(start)
         return _read_chunks(file, length=length)
 
     def list(self, tenant_id: str | None = None) -> Iterator[StoredBlob]:
@@ -136,7 +136,7 @@ class LocalBlobStore:
             probe.unlink(missing_ok=True)
 
     def remove_stale_uploads(self, *, older_than_s: float = STALE_UPLOAD_S) -> int:
-        """Take away what killed processes left. A running upload touches its file, so age is safe to go by."""
+        # a running upload touches its file, so age is safe to go by
         oldest = time.time() - older_than_s
         stale = [path for path in self._uploads.iterdir() if path.stat().st_mtime < oldest]
         for path in stale:

@@ -9,7 +9,7 @@ from registry.blobs.models import Blob
 from registry.blobs.store import BlobMissing, BlobStore
 from registry.config import Settings
 from registry.db import ReadSession, WriteSession
-from registry.tenants.auth import TenantSubject
+from registry.tenants.auth import SYSTEM, TenantSubject
 
 
 def open_blob_store(settings: Settings) -> BlobStore:
@@ -23,6 +23,14 @@ def record_upload(session: WriteSession, subject: TenantSubject, sha256: str, *,
     if added:
         audit.record(session, subject, "blob.created", "blob", sha256, after={"size": size}, tenant_id=subject.tenant_id)
     return added
+
+
+def forget(session: WriteSession, tenant_id: str, sha256: str) -> None:
+    """Take back the promise of a row whose bytes turned out damaged or gone, so that the tenant uploads them again."""
+    blob = repository.get(session, tenant_id, sha256)
+    if blob is not None:
+        session.delete(blob)
+        audit.record(session, SYSTEM, "blob.forgotten", "blob", sha256, before={"size": blob.size}, tenant_id=tenant_id)
 
 
 def get(session: ReadSession, tenant_id: str, sha256: str) -> Blob:

@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 from registry.errors import NotFound
 
 CHUNK_BYTES = 1 << 20
+STALE_UPLOAD_S = 24 * 3600.0
 
 
 class BlobMissing(NotFound):
@@ -71,3 +72,6 @@ class BlobStore(Protocol):
 
     def check_writable(self) -> None:
         """Raises StorageFull or Unavailable where an upload would."""
+
+    def remove_stale_uploads(self, *, older_than_s: float = STALE_UPLOAD_S) -> int:
+        """Take away what killed processes left behind, and return how many uploads that were."""
