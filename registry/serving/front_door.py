@@ -37,8 +37,9 @@ from registry.wire import FORM_DIGEST_HEADER, GRANT_HEADER, REQUEST_ID_HEADER, V
 
 log = structlog.get_logger(__name__)
 
-MAX_ATTEMPTS = 2  # replicas that a request is offered to; the second only where the first never took the connection
+MAX_ATTEMPTS = 2  # replicas that a request is offered to; the second only where the first has not begun on it
 POLL_S = 0.2
+UNAVAILABLE = 503
 CLIENT_CLOSED = 499  # nginx's; nobody is there to read it, the access log is
 
 
@@ -85,26 +86,28 @@ class FrontDoor:
         return Response(content, status_code=upstream.status_code, headers=headers)
 
     async def _send_to_a_replica(self, order: Order) -> tuple[Authorised, httpx2.Response]:
-        """Authorises before each look for a replica, so that what is deleted while a request waits is not served."""
+        """Authorises before each look for a replica, so that what is deleted while a request waits is not served.
+
+        A replica that turned the request away with 503 has not begun on it, so another may be asked; where none takes
+        it, that 503 is the answer.
+        """
         deadline = time.monotonic() + self.settings.replica_wait_s
         tried: list[str] = []
-        while len(tried) < MAX_ATTEMPTS:
+        busy: httpx2.Response | None = None
+        while True:
             authorised, address = await run_in_threadpool(self._look_up, order, tried=tried)
-            if address is not None:
+            if address is not None and len(tried) < MAX_ATTEMPTS:
                 upstream = await self._offer(order, authorised, address)
-                if upstream is not None:
+                if upstream is not None and upstream.status_code != UNAVAILABLE:
                     return authorised, upstream
+                busy = upstream or busy
                 tried.append(address.replica_id)
+            elif busy is not None:
+                return authorised, busy
             elif tried or time.monotonic() >= deadline:
-                break
+                raise no_replica(authorised)
             else:
                 await asyncio.sleep(POLL_S)
-        raise Unavailable(
-            f"no live replica serves {authorised.served.base_model} now",
-            code="no_replica",
-            retry_after_s=RETRY_AFTER_S,
-            remedy="try again soon",
-        )
 
     def _look_up(self, order: Order, *, tried: Collection[str]) -> tuple[Authorised, Address | None]:
         with self.database.read() as session:
@@ -130,7 +133,18 @@ class FrontDoor:
             log.error("replica.refused_grant", replica_id=address.replica_id, status=upstream.status_code)
             await upstream.aclose()
             raise replica_failed()
+        if upstream.status_code == UNAVAILABLE:
+            await upstream.aread()  # kept for the client in case nobody else takes the request; frees the connection
         return upstream
+
+
+def no_replica(authorised: Authorised) -> Unavailable:
+    return Unavailable(
+        f"no live replica serves {authorised.served.base_model} now",
+        code="no_replica",
+        retry_after_s=RETRY_AFTER_S,
+        remedy="try again soon",
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,24 @@ import datetime as dt
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, and_, case, delete, exists, false, func, insert, literal, null, select, union_all, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Row,
+    Select,
+    and_,
+    case,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
@@ -62,14 +79,20 @@ class Address(NamedTuple):
 # ---- what a name means ----
 
 
-def find_served(tenant_id: str, session: ReadSession, *, name: str, alias: str | None, number: int | None) -> Served | None:
-    """One statement. A base model is found by its bare name only; an adapter by alias or version number, and ready."""
+def find_adapter(tenant_id: str, session: ReadSession, *, name: str, alias: str | None, number: int | None) -> Served | None:
+    """A ready version of the tenant's adapter, by number or by alias. One statement."""
     adapter = _ready_adapters(tenant_id).where(Adapter.name == name)
-    if number is not None:
-        found = session.execute(adapter.where(AdapterVersion.number == number)).first()
-        return None if found is None else Served(*found)
-    adapter = adapter.join(Alias, _names(alias or "default"))
-    statement = adapter if alias is not None else union_all(adapter, _ready_base_models().where(BaseModelRevision.name == name))
+    chosen = adapter.where(AdapterVersion.number == number) if alias is None else adapter.join(Alias, _names(alias))
+    return _served(session, chosen)
+
+
+def find_by_bare_name(tenant_id: str, session: ReadSession, *, name: str) -> Served | None:
+    """A base model, or the `default` of the tenant's adapter; no adapter may be named like a base model. One statement."""
+    adapter = _ready_adapters(tenant_id).where(Adapter.name == name).join(Alias, _names("default"))
+    return _served(session, union_all(_ready_base_models().where(BaseModelRevision.name == name), adapter))
+
+
+def _served(session: ReadSession, statement: Executable) -> Served | None:
     found = session.execute(statement).first()
     return None if found is None else Served(*found)
 

@@ -47,7 +47,11 @@ def authorise(session: ReadSession, subject: TenantSubject, model: str) -> Autho
         reference = parse_reference(model)
     except Invalid:
         _model_not_found(model)
-    served = repository.find_served(subject.tenant_id, session, name=reference.name, alias=reference.alias, number=reference.number)
+    tenant_id, name = subject.tenant_id, reference.name
+    if "@" in model:
+        served = repository.find_adapter(tenant_id, session, name=name, alias=reference.alias, number=reference.number)
+    else:
+        served = repository.find_by_bare_name(tenant_id, session, name=name)
     if served is None:
         _model_not_found(model)
     return Authorised(tenant_id=subject.tenant_id, model=model, served=served)
