@@ -13,9 +13,12 @@ export LORARY_TEST_REQUIRE_MODEL := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test test-full test-slice check bench clean
+.PHONY: help setup demo test test-full test-slice check bench clean
 
-setup: $(STAMP) $(MODEL)
+help: ## list the targets
+	@grep -E "^[a-z-]+:.*##" $(MAKEFILE_LIST) | sed "s/:.*## /\t/"
+
+setup: $(STAMP) $(MODEL) ## virtual environment, pinned dependencies, base model of the tests
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Lorary needs Python 3.11 or newer; set PYTHON=")'
@@ -28,26 +31,26 @@ $(STAMP): pyproject.toml constraints.txt
 $(MODEL): $(STAMP)
 	$(BIN)/python -m tests.prepare $(CACHE)/models
 
-demo: $(STAMP)
+demo: $(STAMP) ## the main job, embedded, from a bare clone
 	$(BIN)/python -m tests.demo --state-dir $(CACHE)/demo
 
-check: $(STAMP)
+check: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup check
+test: setup check ## every check within the budget
 	$(BIN)/pytest -m 'not full' $(PYTEST_ARGS)
 
-test-full: setup check
+test-full: setup check ## the slow tests too
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 # What CI adds to `make test`: SLICE tests of the full suite, chosen by the commit.
 test-slice: setup
 	$(BIN)/pytest -m full --slice $(SLICE) --slice-seed $(SEED) $(PYTEST_ARGS)
 
-bench: setup
+bench: setup ## the engine beside its peers; prints ratios
 	$(BIN)/python -m tests.bench.run --cache $(CACHE) $(BENCH_ARGS)
 
 clean:

@@ -19,6 +19,7 @@ import httpx2
 from openai import OpenAI
 
 START_S = 300
+UPSTREAM = "{}=HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def free_port() -> int:
@@ -105,7 +106,19 @@ def running(state_dir: Path, *, base_model: str, admin_key: str | None = None, s
     environment = environment_without_lorary() | {"LORARY_STATE_DIR": str(state_dir), "LORARY_PORT": str(port)} | (settings or {})
     log = (state_dir / "up.log").open("wb")
     process = subprocess.Popen(
-        [sys.executable, "-m", "registry.cli", "up", "--base-model", base_model], env=environment, stdout=log, stderr=subprocess.STDOUT
+        [
+            sys.executable,
+            "-m",
+            "registry.cli",
+            "up",
+            "--base-model",
+            base_model,
+            "--upstream-name",
+            UPSTREAM.format(base_model.partition("=")[0]),
+        ],
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     lorary = Lorary(state_dir, f"http://127.0.0.1:{port}", admin_key, process, environment)
     try:
