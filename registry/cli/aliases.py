@@ -51,7 +51,7 @@ def delete(call: Call, name: AdapterArgument, alias: AliasArgument, yes: YesOpti
 
 
 def load(client: RegistryClient, name: str) -> list[Json]:
-    return list(client.pages(path("adapters", name, "aliases")))
+    return client.list(path("adapters", name, "aliases"))
 
 
 def move(client: RegistryClient, name: str, alias: str, *, number: int, expect: int | None = None) -> Json:

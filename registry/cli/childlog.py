@@ -6,10 +6,11 @@ import json
 import sys
 import threading
 from collections import defaultdict, deque
-from typing import IO
+from typing import IO, Any
 
 MAX_LINE_BYTES = 64 * 1024
 TAIL_LINES = 5
+NOT_SHOWN = frozenset({"event", "level", "timestamp", "logger", "color_message"})
 
 
 class ChildLog:
@@ -50,7 +51,7 @@ class ChildLog:
         with self._lock:
             self._tails[name].append(line)
             try:
-                sys.stderr.write((wrapped(name, line) if self._as_json else f"{name:<8}| {line}") + "\n")
+                sys.stderr.write((wrapped(name, line) if self._as_json else plain(name, line)) + "\n")
                 sys.stderr.flush()
             except (OSError, ValueError):
                 pass  # nobody reads us any more; the child must still find its pipe drained
@@ -58,8 +59,23 @@ class ChildLog:
 
 def wrapped(name: str, line: str) -> str:
     """The line as a JSON object with `process`: the child's own object where it wrote one."""
+    return json.dumps({"process": name, **(_parse(line) or {"event": line})})
+
+
+def plain(name: str, line: str) -> str:
+    """`name | level event key=value ...` of a child's JSON line; any other line as it is."""
+    event = _parse(line)
+    if event is None:
+        return f"{name} | {line}"
+    rest = " ".join(f"{key}={value}" for key, value in event.items() if key not in NOT_SHOWN and value is not None)
+    return f"{name} | {event.get('level', 'info'):<7} {event.get('event', '')} {rest}".rstrip()
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    if not line.startswith("{"):
+        return None
     try:
         event = json.loads(line)
-    except ValueError:
-        event = None
-    return json.dumps({"process": name, **(event if isinstance(event, dict) else {"event": line})})
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -19,6 +19,7 @@ MAX_RETRY_WAIT_S = 10.0
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 class ApiProblem(CliFailure):
@@ -75,6 +76,10 @@ class RegistryClient:
 
     def get(self, route: str, **params: str | int) -> Json:
         return self._json("GET", route, params=params)
+
+    def list(self, route: str) -> list[Json]:
+        """A short listing, which comes whole."""
+        return [dict(item) for item in self._parsed(self.request("GET", route), kind=list)]
 
     def post(self, route: str, body: Mapping[str, Any]) -> Json:
         return self._json("POST", route, json=dict(body))
@@ -142,13 +147,14 @@ class RegistryClient:
         return self._decode(self.request(method, route, **options))
 
     def _decode(self, response: httpx2.Response) -> Json:
-        if not response.content:
-            return {}
+        return self._parsed(response, kind=dict) if response.content else {}
+
+    def _parsed(self, response: httpx2.Response, *, kind: type[T]) -> T:
         try:
             body = response.json()
         except ValueError:
             body = None
-        if not isinstance(body, dict):
+        if not isinstance(body, kind):
             raise CliFailure(f"{response.url} did not answer with JSON", remedy="check that --url names a Lorary registry", url=self.url)
         return body
 

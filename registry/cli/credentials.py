@@ -1,19 +1,20 @@
-"""API keys at rest: `<state_dir>/credentials.json`, mode 0600, one key a registry URL.
+"""API keys at rest: `<state_dir>/credentials.json`, mode 0600, one key a registry.
 
-A key is only ever sent to the URL that it was stored for. The file is refused when others can read it.
+A key is only ever sent to the registry that it was stored for: a URL, or whatever `lorary up` runs on this state
+directory, whose port may change. The file is refused when others can read it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import stat
-import tempfile
 from pathlib import Path
 
 from registry.cli.failure import CliFailure
+from registry.cli.secrets_file import read_secret, write_secret
+from registry.cli.state import read_up
 
 FILE_NAME = "credentials.json"
+RUNNING_HERE = "lorary up"
 
 
 def credentials_file(state_dir: Path) -> Path:
@@ -22,13 +23,20 @@ def credentials_file(state_dir: Path) -> Path:
 
 def load_key(state_dir: Path, url: str) -> str | None:
     """The key stored for `url`, or None. Raises CliFailure when the file is readable by others or not ours."""
-    return _load(credentials_file(state_dir)).get(url)
+    return _load(credentials_file(state_dir)).get(_entry(state_dir, url))
 
 
 def store_key(state_dir: Path, url: str, key: str) -> Path:
     """Keep `key` for `url`; replaces the file in one step."""
     path = credentials_file(state_dir)
-    write_secret(path, json.dumps({**_load(path), url: key}, indent=2, sort_keys=True) + "\n")
+    write_secret(path, json.dumps({**_load(path), _entry(state_dir, url): key}, indent=2, sort_keys=True) + "\n")
+    return path
+
+
+def store_key_of_running(state_dir: Path, key: str) -> Path:
+    """Keep `key` for whatever `lorary up` runs on this state directory."""
+    path = credentials_file(state_dir)
+    write_secret(path, json.dumps({**_load(path), RUNNING_HERE: key}, indent=2, sort_keys=True) + "\n")
     return path
 
 
@@ -36,36 +44,15 @@ def forget_key(state_dir: Path, url: str) -> bool:
     """True when there was a key for `url`."""
     path = credentials_file(state_dir)
     keys = _load(path)
-    if keys.pop(url, None) is None:
+    if keys.pop(_entry(state_dir, url), None) is None:
         return False
     write_secret(path, json.dumps(keys, indent=2, sort_keys=True) + "\n")
     return True
 
 
-def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner reads: complete or not at all, and never readable in between."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp gives 0600
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read_secret(path: Path) -> str | None:
-    """The text of a secret file, None where there is none. Raises CliFailure when others can read it."""
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            raise CliFailure(f"{path} is readable by others (mode {mode:04o})", remedy=f"chmod 600 {path}, and replace the keys in it")
-        return path.read_text()
-    except FileNotFoundError:
-        return None
+def _entry(state_dir: Path, url: str) -> str:
+    running = read_up(state_dir)
+    return RUNNING_HERE if running is not None and running.url == url else url
 
 
 def _load(path: Path) -> dict[str, str]:

@@ -11,12 +11,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from registry.cli import base_models
 from registry.cli.client import ApiProblem, Json, RegistryClient, path
-from registry.cli.credentials import read_secret, write_secret
 from registry.cli.failure import CliFailure
+from registry.cli.secrets_file import read_secret, write_secret
 from registry.cli.state import ChildState, UpState, write_up
 from registry.cli.supervisor import Child, Program, Supervisor
 from registry.config import Settings, child_environment
@@ -28,34 +29,43 @@ WORKER_NICENESS = 10
 API_RANK, WORKER_RANK, RUNTIME_RANK = 0, 1, 2
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for. `sources` is name -> where a base model comes from; `models` empty serves those, or the only one."""
+
+    sources: Mapping[str, str]
+    upstream_names: tuple[tuple[str, str], ...] = ()
+    models: tuple[str, ...] = ()
+
+
 class Stack:
-    """The running parts. `models` names the base models to serve; empty means the only one there is."""
+    """The running parts."""
 
     def __init__(
         self,
         settings: Settings,
         *,
+        wanted: Wanted,
         supervisor: Supervisor,
-        models: tuple[str, ...],
         mint_admin_key: Callable[[], str],
         tell: Callable[[str], None],
     ) -> None:
         self.settings = settings
-        self.models = models
+        self.models = wanted.models or tuple(wanted.sources)
+        self._wanted = wanted
         self.url = f"http://{_reachable(settings.host)}:{settings.port}"
         self._supervisor = supervisor
         self._mint_admin_key = mint_admin_key
         self._tell = tell
         self._client = RegistryClient(self.url)
 
-    def start(self, wanted: Mapping[str, str]) -> None:
-        """Bring up everything, importing `wanted` (name -> source) first. Raises as `Supervisor.wait_until`."""
+    def start(self) -> None:
+        """Bring up everything, importing base models first. Raises as `Supervisor.wait_until`."""
         self._supervisor.on_change = lambda: write_up(self.settings.state_dir, self.state())
         self._start_api()
         self._supervisor.add(self._worker())
-        for name, source in wanted.items():
+        for name, source in self._wanted.sources.items():
             self._import(name, source)
-        self.models = self.models or tuple(wanted)
         for model in self._choose():
             self._await_runtime(self._start_runtime(model))
 
@@ -119,7 +129,8 @@ class Stack:
         """Register a base model that is not there yet, and wait for it."""
         known = self._base_model(name)
         if known is None or known["status"] == "failed":
-            known = base_models.register(self._client, name, source, upstream_names=[])
+            upstream = [upstream for model, upstream in self._wanted.upstream_names if model == name]
+            base_models.register(self._client, name, source, upstream_names=upstream)
             self._tell(f"importing base model {name} from {source}")
         elif known["source"] != base_models.parse_source(source):
             raise CliFailure(
@@ -192,7 +203,7 @@ class Stack:
             environment=child_environment(**self._common(), OMP_WAIT_POLICY="PASSIVE"),
             rank=RUNTIME_RANK,
             url=f"http://127.0.0.1:{port}",
-            stop_timeout_s=20.0,
+            stop_timeout_s=30.0,
         )
 
     def _make_replica_key(self, model: str) -> str:

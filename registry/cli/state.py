@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from registry.cli.credentials import write_secret
 from registry.cli.failure import CliFailure
+from registry.cli.secrets_file import write_secret
 
 
 @dataclass(frozen=True)

