@@ -152,7 +152,7 @@ def _adapter(session: WriteSession, subject: TenantSubject, name: str, wanted: P
         _audit(session, subject, "adapter.restored", adapter)
     if adapter.base_model_id != checked.base_model_id:
         raise Invalid(
-            f"adapter {name!r} is for base model {found.base_model.name!r}, not for {checked.base_model!r}; push under another name",
+            f"adapter {name!r} is for another base model than {checked.base_model!r}; push under another name",
             field="base_model",
             value=checked.base_model,
             remedy="choose another adapter name",
