@@ -161,11 +161,10 @@ class EngineLoop:
                 self._deliver(sink, output)
 
     def _deliver(self, sink: OutputSink, output: StepOutput) -> None:
-        """A sink whose client is gone (its event loop closed) costs that request alone."""
         try:
             sink(output)
-        except RuntimeError:
-            log.warning("sink.closed", extra={"request_id": output.request_id})
+        except Exception:  # also an edge: a sink whose event loop is closed, or which is broken, costs its own request alone
+            log.exception("sink.failed", extra={"request_id": output.request_id})
             self._command(lambda: self._emit(self._engine.cancel(output.request_id)))
 
     def _become(self, condition: Condition) -> None:
