@@ -23,7 +23,6 @@ from registry.wire import GRANT_HEADER, PULL_PATH, RESOLVE_PATH, FormDescription
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 4 << 20  # a form's manifest, or a problem; blobs are bounded by the sink
 
 T = TypeVar("T")
@@ -129,7 +128,7 @@ class _Download:
 
     def take(self, response: httpx2.Response, *, have: int) -> None:
         skip = have - _first_byte(response, asked=have)
-        for chunk in response.iter_raw(CHUNK_BYTES):
+        for chunk in response.iter_raw():  # as it comes off the socket: gathered chunks would be lost when it breaks
             fresh = chunk[skip:]
             skip = max(0, skip - len(chunk))
             if fresh:
@@ -167,7 +166,7 @@ def _raise_for_refusal(response: httpx2.Response) -> None:
 
 def _bounded_body(response: httpx2.Response) -> bytes:
     body = bytearray()
-    for chunk in response.iter_raw(CHUNK_BYTES):
+    for chunk in response.iter_raw():
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
             raise AdapterUnavailable(f"the registry's answer is larger than {MAX_ANSWER_BYTES} bytes", retryable=False)

@@ -14,7 +14,7 @@ import pytest
 
 from gpu_runtime.server.grants import GrantVerifier
 from registry.wire import FORM_DIGEST_HEADER, GRANT_HEADER, REQUEST_ID_HEADER, VERSION_DIGEST_HEADER
-from tests.registry.serving.conftest import World, make_replica, make_world, resident, serving, wait_for
+from tests.registry.serving.conftest import World, closed_port_url, make_replica, make_world, resident, serving, wait_for
 from tests.registry.serving.fake_replica import EVENTS, FakeReplica, fake_replica
 
 
@@ -32,12 +32,6 @@ def ready(world: World, served: httpx2.Client, replica: FakeReplica) -> str:
 
 def complete(http: httpx2.Client, world: World, *, key: str = "acme", model: str = "pirate", **body: Any) -> httpx2.Response:
     return http.post("/v1/completions", json={"model": model, "prompt": "x", **body}, headers=world.bearer(key))
-
-
-def closed_port_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def error_of(answer: httpx2.Response) -> tuple[int, str, str]:
