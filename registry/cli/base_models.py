@@ -85,6 +85,7 @@ def fail_unless_ready(model: Json) -> None:
             f"base model {model['name']} could not be imported: {reason.get('detail')}",
             remedy="correct its source and add it again",
             code=reason.get("code"),
+            source=model["source"]["location"],
         )
 
 
