@@ -251,7 +251,8 @@ async def _on_api_error(http: HttpRequest, error: Exception) -> Response:
 
 async def _on_http_error(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException), error
-    refusal = ApiError(f"{http.method} {http.url.path}: {error.detail}", status=error.status_code, code="not_found")
+    code = error.detail.lower().replace(" ", "_")  # not_found, method_not_allowed
+    refusal = ApiError(f"{http.method} {http.url.path}: {error.detail}", status=error.status_code, code=code)
     return _error_response(refusal, headers=dict(error.headers or {}))
 
 

@@ -131,8 +131,15 @@ class Generation:
             outputs = [await self._events.get()]
             while not self._events.empty():
                 outputs.append(self._events.get_nowait())
-            pieces = [self._piece(output) for output in outputs]
-            yield [piece for piece in pieces if piece is not None]
+            pieces: list[Piece] = []
+            try:
+                for output in outputs:
+                    pieces += self._pieces(output)
+            except ApiError:
+                if pieces:
+                    yield pieces  # what was said before the failure was said
+                raise
+            yield pieces
 
     def close(self) -> None:
         """Cancel in the engine whatever has not finished. Idempotent."""
@@ -154,11 +161,11 @@ class Generation:
         """Called on the step thread. Raises RuntimeError once this event loop is closed, which the step thread expects."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, output)
 
-    def _piece(self, output: StepOutput | None) -> Piece | None:
+    def _pieces(self, output: StepOutput | None) -> tuple[Piece, ...]:
         if output is None:
             raise ClientGone
         if output.request_id not in self._running:
-            return None  # the tail of a choice that a stop string has ended
+            return ()  # the tail of a choice that a stop string has ended
         if output.finish_reason is not None:
             self._running.discard(output.request_id)
         choice = self._choices[output.request_id]
@@ -166,7 +173,7 @@ class Generation:
         if choice.finish_reason is not None and output.request_id in self._running:
             self._running.discard(output.request_id)
             self._engine.cancel(output.request_id)
-        return piece
+        return (piece,)
 
     async def _until_disconnect(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -25,6 +25,7 @@ from gpu_runtime.core import AdapterKey
 from gpu_runtime.engine.build import build_engine
 from gpu_runtime.engine.engine import Engine
 from gpu_runtime.engine.loop import EngineLoop
+from gpu_runtime.kernels.sample import sample
 from gpu_runtime.server.app import Serving, create_app
 from gpu_runtime.server.grants import GrantVerifier
 from gpu_runtime.server.health import Health
@@ -86,6 +87,16 @@ class Replica:
         """Nothing runs, nothing waits."""
         wait_until(lambda: (self.loop.state().num_running, self.loop.state().num_queued) == (0, 0), within_s=within_s)
 
+    @contextmanager
+    def streaming(self, path: str, body: Any, *, token: str | None = None) -> Iterator[httpx2.Response]:
+        """A stream that is being read; leaving the block closes the connection."""
+        headers = {GRANT_HEADER: grant() if token is None else token}
+        with (
+            httpx2.Client(trust_env=False, timeout=30.0) as http,
+            http.stream("POST", self.url + path, json={"stream": True, **body}, headers=headers) as response,
+        ):
+            yield response
+
 
 def wait_until(holds: Callable[[], bool], *, within_s: float = 5.0) -> None:
     deadline = time.monotonic() + within_s
@@ -95,9 +106,10 @@ def wait_until(holds: Callable[[], bool], *, within_s: float = 5.0) -> None:
 
 
 def tiny_engine(model_dir: Path, source: AdapterSource, **settings: Any) -> Engine:
+    sampler = settings.pop("sampler", sample)
     defaults: dict[str, Any] = {"poison_freed": True, "max_batch_requests": 8, "max_step_tokens": 64, "num_slots": 4, "threads": 1}
     config = RuntimeConfig(model_dir, **{**defaults, "pool_bytes": 16 * 2**20, **settings})
-    return build_engine(config, source, base_digest=BASE_DIGEST)
+    return build_engine(config, source, base_digest=BASE_DIGEST, sampler=sampler)
 
 
 @contextmanager
@@ -106,8 +118,9 @@ def engine_replica(model_dir: Path, source: AdapterSource | None = None, **setti
     engine = tiny_engine(model_dir, source or LocalSource(base_digest=BASE_DIGEST), **settings)
     loop = EngineLoop(engine)
     loop.start()
+    limits = engine.scheduler.limits
     try:
-        with replica_over(loop, Text(model_dir), context_tokens=engine.scheduler.limits.max_model_len) as replica:
+        with replica_over(loop, Text(model_dir), context_tokens=limits.max_model_len, max_waiting=limits.max_waiting) as replica:
             yield replica
     finally:
         loop.stop()
