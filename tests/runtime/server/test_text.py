@@ -25,6 +25,17 @@ CONVERSATIONS = [
 ]
 
 
+def test_chat_of_the_tiny_model_is_transformers_too(model_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text, hf = Text(model_dir), AutoTokenizer.from_pretrained(model_dir)
+    for messages in CONVERSATIONS:
+        assert text.render_chat(messages) == hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = text.encode_chat(messages)
+        assert list(ids) == list(hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        assert text.decode(ids) == hf.decode(ids, skip_special_tokens=True)
+
+
 @pytest.fixture(scope="module")
 def text(base_model_dir: Path) -> Text:
     return Text(base_model_dir)
