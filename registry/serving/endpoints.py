@@ -16,7 +16,7 @@ from registry.pagination import Cursor, Limit, Page, make_page
 from registry.serving import repository, service
 from registry.serving.front_door import FrontDoor
 from registry.serving.grants import GrantSigner, signer_for
-from registry.serving.repository import Served
+from registry.serving.names import Served
 from registry.serving.schemas import ModelCard, ModelList, ReplicaOut
 from registry.tenants.auth import Subject, TenantSubject, allow, require
 from registry.wire import (

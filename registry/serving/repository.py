@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
-    Executable,
     Row,
     Select,
+    String,
     and_,
+    bindparam,
     case,
     delete,
     exists,
@@ -19,15 +20,13 @@ from sqlalchemy import (
     func,
     insert,
     literal,
-    null,
     select,
-    union_all,
     update,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
-from registry.adapters.models import READY, Adapter, AdapterVersion, Alias, Form
+from registry.adapters.models import READY, Adapter, AdapterVersion, Form
 from registry.base_models.models import BaseModelRevision
 from registry.db import ReadSession, UtcDateTime, WriteSession, database_time, utc_now
 from registry.pagination import after_cursor
@@ -57,18 +56,6 @@ def _postgresql_from_now(element: from_now, compiler: Any, **kw: Any) -> str:
     return f"(clock_timestamp() + CAST({compiler.process(element.clauses, **kw)} AS INTERVAL))"
 
 
-class Served(NamedTuple):
-    """What a model reference means now. The last four are None for a base model."""
-
-    base_model_id: str
-    base_model: str
-    created_at: dt.datetime
-    name: str | None
-    version_digest: str | None
-    form_digest: str | None
-    rank: int | None
-
-
 class Address(NamedTuple):
     """Where to send a request."""
 
@@ -76,66 +63,7 @@ class Address(NamedTuple):
     url: str
 
 
-# ---- what a name means ----
-
-
-def find_adapter(tenant_id: str, session: ReadSession, *, name: str, alias: str | None, number: int | None) -> Served | None:
-    """A ready version of the tenant's adapter, by number or by alias. One statement."""
-    adapter = _ready_adapters(tenant_id).where(Adapter.name == name)
-    chosen = adapter.where(AdapterVersion.number == number) if alias is None else adapter.join(Alias, _names(alias))
-    return _served(session, chosen)
-
-
-def find_by_bare_name(tenant_id: str, session: ReadSession, *, name: str) -> Served | None:
-    """A base model, or the `default` of the tenant's adapter; no adapter may be named like a base model. One statement."""
-    adapter = _ready_adapters(tenant_id).where(Adapter.name == name).join(Alias, _names("default"))
-    return _served(session, union_all(_ready_base_models().where(BaseModelRevision.name == name), adapter))
-
-
-def _served(session: ReadSession, statement: Executable) -> Served | None:
-    found = session.execute(statement).first()
-    return None if found is None else Served(*found)
-
-
-def list_served(tenant_id: str, session: ReadSession) -> list[Served]:
-    """Every base model, and the tenant's adapters that a bare name reaches."""
-    adapters = _ready_adapters(tenant_id).join(Alias, _names("default"))
-    rows = session.execute(union_all(_ready_base_models(), adapters)).all()
-    return sorted((Served(*row) for row in rows), key=lambda served: (served.name is not None, served.name or served.base_model))
-
-
-def _names(alias: str) -> ColumnElement[bool]:
-    return and_(Alias.adapter_id == Adapter.id, Alias.name == alias, Alias.version_id == AdapterVersion.id)
-
-
-def _ready_adapters(tenant_id: str) -> Select[*tuple[Any, ...]]:
-    return (
-        select(
-            BaseModelRevision.id,
-            BaseModelRevision.name,
-            Adapter.created_at,
-            Adapter.name,
-            AdapterVersion.version_digest,
-            Form.form_digest,
-            AdapterVersion.rank,
-        )
-        .select_from(Adapter)
-        .join(AdapterVersion, AdapterVersion.adapter_id == Adapter.id)
-        .join(Form, and_(Form.version_id == AdapterVersion.id, Form.kind == "raw"))
-        .join(BaseModelRevision, BaseModelRevision.id == AdapterVersion.base_model_id)
-        .where(
-            Adapter.tenant_id == tenant_id,
-            Adapter.deleted_at.is_(None),
-            AdapterVersion.status == READY,
-            BaseModelRevision.status == READY,
-        )
-    )
-
-
-def _ready_base_models() -> Select[*tuple[Any, ...]]:
-    return select(BaseModelRevision.id, BaseModelRevision.name, BaseModelRevision.created_at, null(), null(), null(), null()).where(
-        BaseModelRevision.status == READY
-    )
+# ---- base models and forms ----
 
 
 def find_base_model(session: ReadSession, *, base_digest: str) -> BaseModelRevision | None:
@@ -150,7 +78,7 @@ class LiveForm(NamedTuple):
     manifest: dict[str, Any]
 
 
-def find_live_form(tenant_id: str, session: ReadSession, *, version_digest: str, form_digest: str) -> LiveForm | None:
+def find_live_form(session: ReadSession, tenant_id: str, *, version_digest: str, form_digest: str) -> LiveForm | None:
     """The form, while some adapter of a living tenant still has it in a ready version."""
     statement = (
         _forms_alive(AdapterVersion.version_digest, BaseModelRevision.base_digest, Form.manifest)
@@ -174,36 +102,48 @@ def _forms_alive(*columns: Any) -> Select[*tuple[Any, ...]]:
 # ---- replicas ----
 
 
-def is_live(*, ttl_s: float) -> ColumnElement[bool]:
-    """By the database's clock: `ready`, and heard of within `ttl_s`."""
-    return and_(Replica.state == models.READY, Replica.heartbeat_at > from_now(literal(f"-{ttl_s} seconds")))
+def is_live(ttl: ColumnElement[str]) -> ColumnElement[bool]:
+    """By the database's clock: `ready`, and heard of within `ttl` (an interval in words, negative)."""
+    return and_(Replica.state == models.READY, Replica.heartbeat_at > from_now(ttl))
+
+
+def _ago(seconds: float) -> str:
+    return f"-{seconds} seconds"
 
 
 def choose_replica(
     session: ReadSession,
+    tenant_id: str,
     *,
     base_model_id: str,
-    tenant_id: str,
     form_digest: str | None,
     rank: int | None,
     ttl_s: float,
     tried: Collection[str],
 ) -> Address | None:
     """The live replica nearest to having the adapter, then with the shortest queue. One statement."""
-    held = and_(
-        ReplicaResident.replica_id == Replica.id, ReplicaResident.tenant_id == tenant_id, ReplicaResident.form_digest == form_digest
-    )
-    distance = case(NEAREST_FIRST, value=ReplicaResident.tier, else_=len(NEAREST_FIRST))
-    statement = (
+    values = {"base_model_id": base_model_id, "tenant_id": tenant_id, "form_digest": form_digest, "rank": rank or 0}
+    found = session.execute(_CHOICE, {**values, "ttl": _ago(ttl_s), "tried": list(tried)}).first()
+    return None if found is None else Address(*found)
+
+
+def _choice() -> Select[str, str]:
+    """Built once, like the statements of `names`. Nothing is resident under a NULL form digest: the base model's case."""
+    resident = ReplicaResident
+    held = and_(resident.tenant_id == bindparam("tenant_id"), resident.form_digest == bindparam("form_digest", type_=String))
+    eligible = (Replica.max_rank >= bindparam("rank"), Replica.id.not_in(bindparam("tried", expanding=True)))
+    distance = case(NEAREST_FIRST, value=resident.tier, else_=len(NEAREST_FIRST))
+    return (
         select(Replica.id, Replica.url)
-        .outerjoin(ReplicaResident, held)
-        .where(Replica.base_model_id == base_model_id, is_live(ttl_s=ttl_s), Replica.max_rank >= (rank or 0), Replica.id.not_in(tried))
+        .outerjoin(resident, and_(resident.replica_id == Replica.id, held))
+        .where(Replica.base_model_id == bindparam("base_model_id"), is_live(bindparam("ttl", type_=String)), *eligible)
         # Random last, so that equals share what arrives between two heartbeats.
         .order_by(distance, Replica.num_queued, Replica.num_running, func.random())
         .limit(1)
     )
-    found = session.execute(statement).first()
-    return None if found is None else Address(*found)
+
+
+_CHOICE = _choice()
 
 
 def get_replica(session: ReadSession, replica_id: str, *, key_id: str) -> Replica | None:
@@ -274,7 +214,7 @@ def unwanted_residents(session: ReadSession, *, replica_id: str) -> list[Residen
 def forget_silent_replicas(session: WriteSession, *, silent_s: float) -> None:
     """Replicas that came and went: a new port or host is a new row, and nobody deregisters a crashed process."""
     last_sign = func.coalesce(Replica.heartbeat_at, Replica.registered_at)
-    silent = select(Replica.id).where(last_sign < from_now(literal(f"-{silent_s} seconds"))).scalar_subquery()
+    silent = select(Replica.id).where(last_sign < from_now(literal(_ago(silent_s)))).scalar_subquery()
     session.execute(delete(ReplicaResident).where(ReplicaResident.replica_id.in_(silent)))
     session.execute(delete(Replica).where(Replica.id.in_(silent)))
 
@@ -282,7 +222,7 @@ def forget_silent_replicas(session: WriteSession, *, silent_s: float) -> None:
 def list_replicas(session: ReadSession, *, cursor: str | None, limit: int, ttl_s: float) -> Sequence[Row[Any]]:
     """Rows (Replica, base model name, live, number of residents), newest registration first, one more than `limit`."""
     num_residents = select(func.count()).where(ReplicaResident.replica_id == Replica.id).correlate(Replica).scalar_subquery()
-    live = func.coalesce(is_live(ttl_s=ttl_s), false())
+    live = func.coalesce(is_live(literal(_ago(ttl_s))), false())
     statement = select(Replica, BaseModelRevision.name, live, num_residents).join(
         BaseModelRevision, BaseModelRevision.id == Replica.base_model_id
     )

@@ -11,15 +11,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from registry.adapters.service import parse_reference
+from registry.adapters.service import Reference, parse_reference
 from registry.audit.service import record
 from registry.config import Settings
 from registry.db import ReadSession, WriteSession
 from registry.errors import Forbidden, Invalid, NotFound
-from registry.serving import repository
+from registry.serving import names, repository
 from registry.serving.grants import GrantSigner
 from registry.serving.models import Replica
-from registry.serving.repository import Address, Served
+from registry.serving.names import Served
+from registry.serving.repository import Address
 from registry.tenants.auth import Subject, TenantSubject
 from registry.wire import FormDescription, GrantClaims, Heartbeat, HeartbeatReply, ReplicaRegistration, ReplicaWelcome, ResolveRequest
 
@@ -47,14 +48,19 @@ def authorise(session: ReadSession, subject: TenantSubject, model: str) -> Autho
         reference = parse_reference(model)
     except Invalid:
         _model_not_found(model)
-    tenant_id, name = subject.tenant_id, reference.name
-    if "@" in model:
-        served = repository.find_adapter(tenant_id, session, name=name, alias=reference.alias, number=reference.number)
-    else:
-        served = repository.find_by_bare_name(tenant_id, session, name=name)
+    served = _find(session, subject.tenant_id, reference, bare="@" not in model)
     if served is None:
         _model_not_found(model)
     return Authorised(tenant_id=subject.tenant_id, model=model, served=served)
+
+
+def _find(session: ReadSession, tenant_id: str, reference: Reference, *, bare: bool) -> Served | None:
+    if bare:
+        return names.find_bare(session, tenant_id, name=reference.name)
+    if reference.number is not None:
+        return names.find_version(session, tenant_id, name=reference.name, number=reference.number)
+    assert reference.alias is not None, "a reference has a number or an alias"
+    return names.find_alias(session, tenant_id, name=reference.name, alias=reference.alias)
 
 
 def _model_not_found(model: str) -> NoReturn:
@@ -70,8 +76,8 @@ def choose_replica(session: ReadSession, authorised: Authorised, *, ttl_s: float
     """The live replica for a request: resident first (pool, host, disk), then the shortest queue. None if there is none."""
     return repository.choose_replica(
         session,
+        authorised.tenant_id,
         base_model_id=authorised.served.base_model_id,
-        tenant_id=authorised.tenant_id,
         form_digest=authorised.served.form_digest,
         rank=authorised.served.rank,
         ttl_s=ttl_s,
@@ -97,7 +103,7 @@ def grant_for(authorised: Authorised, address: Address, *, request_id: str, sign
 
 
 def list_models(session: ReadSession, subject: TenantSubject) -> list[Served]:
-    return repository.list_served(subject.tenant_id, session)
+    return names.list_served(session, subject.tenant_id)
 
 
 # ---- replicas ----
@@ -189,7 +195,7 @@ def _granted_form(session: ReadSession, subject: Subject, claims: GrantClaims) -
         raise _wrong_grant("it is addressed to another replica")
     if claims.version_digest is None or claims.form_digest is None:
         raise _wrong_grant("it is for the base model, which has nothing to pull")
-    form = repository.find_live_form(claims.tenant, session, version_digest=claims.version_digest, form_digest=claims.form_digest)
+    form = repository.find_live_form(session, claims.tenant, version_digest=claims.version_digest, form_digest=claims.form_digest)
     if form is None:
         raise NotFound(f"the form {claims.form_digest} is not served any more", code="form_gone", field="form_digest")
     return form

@@ -8,7 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from registry.serving import service
-from registry.serving.repository import Address, Served
+from registry.serving.names import Served
+from registry.serving.repository import Address
 from registry.serving.service import Authorised
 from tests.registry.serving.conftest import World, heartbeat, make_replica, registration, resident
 
