@@ -89,8 +89,9 @@ class Child:
         return status
 
     def terminate(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
+        """SIGTERM to the process itself. Not Popen.terminate, which would reap what has ended already."""
+        if self.process is not None and not self._has_ended():
+            os.kill(self.process.pid, signal.SIGTERM)
 
     def wait(self, timeout_s: float) -> bool:
         """False if it still runs after `timeout_s`."""
