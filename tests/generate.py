@@ -98,7 +98,7 @@ class GeneratedAdapter:
 
     @property
     def config_bytes(self) -> bytes:
-        return json.dumps(self.config, indent=1, sort_keys=True).encode()
+        return json.dumps(self.config, indent=1).encode()  # in order: of patterns, the first that matches wins
 
     @property
     def weights_bytes(self) -> bytes:
@@ -127,19 +127,19 @@ class GeneratedAdapter:
     def name(self, layer: int, target: str, part: str) -> str:
         return f"{self.prefix}layers.{layer}.{PARENTS[target]}.{target}.lora_{part}.weight"
 
+    def module(self, layer: int, target: str) -> str:
+        """The module's path inside the model that was trained."""
+        return f"{self.prefix.removeprefix('base_model.model.')}layers.{layer}.{PARENTS[target]}.{target}"
+
     def scale(self, layer: int, target: str) -> float:
         rank = self.tensors[self.name(layer, target, "A")].shape[0]
-        alpha = first_match(self.config["alpha_pattern"], module_name(layer, target), self.config["lora_alpha"])
+        alpha = first_match(self.config["alpha_pattern"], self.module(layer, target), self.config["lora_alpha"])
         return alpha / (math.sqrt(rank) if self.config["use_rslora"] else rank)
 
     def delta(self, layer: int, target: str) -> np.ndarray:
         """scale * B @ A, (out, in) float32; zeros where this target of this layer has no tensors is the caller's affair."""
         a, b = (self.tensors[self.name(layer, target, part)] for part in "AB")
         return np.float32(self.scale(layer, target)) * (b @ a)
-
-
-def module_name(layer: int, target: str) -> str:
-    return f"model.layers.{layer}.{PARENTS[target]}.{target}"
 
 
 def first_match(pattern: Mapping[str, float], name: str, default: float) -> float:
@@ -175,7 +175,7 @@ def generate_adapter(
     adapter = GeneratedAdapter(config=config, tensors=tensors, dtype=dtype, prefix=prefix)
     for layer in range(base.num_layers) if layers is None else layers:
         for target in sorted(targets, key=TARGETS.index):
-            true_rank = int(first_match(rank_pattern or {}, module_name(layer, target), rank))
+            true_rank = int(first_match(rank_pattern or {}, adapter.module(layer, target), rank))
             features_in, features_out = base.targets[target]
             for part, shape in (("A", (true_rank, features_in)), ("B", (features_out, true_rank))):
                 values = rng.normal(0.0, scale, shape).astype(np.float32)

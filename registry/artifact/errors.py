@@ -81,6 +81,6 @@ class ArtifactRefused(ValueError):
 
 
 def printable(value: object) -> str:
-    """At most 200 ASCII characters of a value that a stranger chose, safe in logs and terminals."""
+    """At most 200 printable ASCII characters of a value that a stranger chose, safe in logs and terminals."""
     text = value if isinstance(value, str) else repr(value)
-    return ascii(text[:201])[1:-1][:200]
+    return "".join(char if " " <= char <= "~" else ascii(char)[1:-1] for char in text[:200])[:200]

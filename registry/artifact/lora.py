@@ -66,7 +66,8 @@ def parse_config(data: bytes) -> PeftConfig:
 
 
 def _bad_value(name: str, value: object, wanted: str) -> ArtifactRefused:
-    return refuse("bad_value", f"{printable(value)[:80]} is not {wanted}", field=name, value=value, remedy=f"give {wanted}")
+    remedy = "correct it, or save the adapter again with save_pretrained of PEFT"
+    return refuse("bad_value", f"{printable(repr(value))[:80]} is not {wanted}", field=name, value=value, remedy=remedy)
 
 
 def _integer(value: object, *, name: str) -> int:
@@ -234,8 +235,10 @@ class _Resolver:
         """Rank from the shapes, which must fit the base model, the limit and the config."""
         features_in, features_out = self.base.targets[a.target]
         rank = a.tensor.shape[0] if len(a.tensor.shape) == 2 else 0
-        _require_shape(a.tensor, (max(rank, 1), features_in), self.base)
-        _require_shape(b.tensor, (features_out, rank), self.base)
+        if rank < 1 or a.tensor.shape[1] != features_in:
+            raise _wrong_shape(a.tensor, f"[rank, {features_in}]", self.base)
+        if b.tensor.shape != (features_out, rank):
+            raise _wrong_shape(b.tensor, f"[{features_out}, {rank}]", self.base)
         if rank > self.max_rank:
             problem = f"{printable(a.tensor.name)} has rank {rank}, at most {self.max_rank} is served"
             raise refuse("rank_too_large", problem, field="rank", value=rank, remedy="train with a smaller r, or raise the limit")
@@ -277,12 +280,11 @@ def _suffixes(name: str) -> Iterable[str]:
     return (".".join(parts[start:]) for start in range(len(parts)))
 
 
-def _require_shape(tensor: TensorEntry, wanted: tuple[int, int], base: BaseSpec) -> None:
-    if tensor.shape != wanted:
-        raise refuse(
-            "wrong_shape",
-            f"{printable(tensor.name)} has shape {list(tensor.shape)}, the base model ({base.model_type}) needs {list(wanted)}",
-            field="tensors",
-            value=list(tensor.shape),
-            remedy="push it for the base model that it was trained on",
-        )
+def _wrong_shape(tensor: TensorEntry, wanted: str, base: BaseSpec) -> ArtifactRefused:
+    return refuse(
+        "wrong_shape",
+        f"{printable(tensor.name)} has shape {list(tensor.shape)}, the base model ({base.model_type}) needs {wanted}",
+        field="tensors",
+        value=list(tensor.shape),
+        remedy="push it for the base model that it was trained on",
+    )

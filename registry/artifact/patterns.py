@@ -68,8 +68,10 @@ class PatternSet:
         self._pay(10 * len(expression), shown, field=field)
         try:
             parsed = _parser.parse(expression)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise _bad_pattern(f"{printable(shown)[:80]} is no regular expression ({error})", shown, field=field) from error
+        except RecursionError as error:
+            raise _bad_pattern(f"{printable(shown)[:80]} is nested too deeply", shown, field=field) from error
+        except (re.error, OverflowError, FutureWarning) as error:
+            raise _bad_pattern(f"{printable(shown)[:80]} is not a regular expression", shown, field=field) from error
         if parsed.state.flags & ~re.UNICODE:
             raise _bad_pattern(f"{printable(shown)[:80]} sets flags", shown, field=field)
         self._parsed[expression] = list(parsed)

@@ -63,7 +63,7 @@ def _largest(file: BinaryIO, tensor: TensorEntry, *, max_abs: float) -> float:
         raise _refuse("not_finite", f"{printable(tensor.name)} holds NaN or infinity", tensor)
     magnitude = _as_float(bits, tensor.dtype)
     if magnitude > max_abs:
-        problem = f"{printable(tensor.name)} holds {magnitude:.6g}, at most {max_abs:g} is taken"
+        problem = f"{printable(tensor.name)} holds a magnitude of {magnitude:.6g}, at most {max_abs:g} is taken"
         raise _refuse("weight_too_large", problem, tensor, value=magnitude)
     return magnitude
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from registry.artifact.errors import ArtifactRefused
+from registry.artifact.errors import ArtifactRefused, printable
 
 PEFT_TYPE = "LORA"
 REQUIRED = ("peft_type", "r", "lora_alpha")
@@ -38,7 +38,7 @@ MUST_BE_OFF: dict[str, tuple[str, str, str]] = {
     "kasa_config": ("unsupported_variant", "KaSA truncates the base model's weights", _SERVE_PLAIN),
     "monteclora_config": ("unsupported_variant", "MonteCLoRA carries sampler tensors", _SERVE_PLAIN),
     "arrow_config": ("unsupported_variant", "Arrow routes between adapters", "push the adapters one by one"),
-    "enable_lora": ("unsupported_variant", "fused projections of PEFT 0.2 are not served", "save it with a current PEFT"),
+    "enable_lora": ("unsupported_variant", "it fuses projections as PEFT 0.2 did", "save it with a current PEFT"),
     "fan_in_fan_out": ("fan_in_fan_out", "its base had transposed (Conv1D) weights", "train on the base model it is pushed for"),
 }
 KNOWN = READ | TRAINING_ONLY | MUST_BE_OFF.keys()
@@ -53,7 +53,7 @@ def require_plain_lora(fields: Mapping[str, Any]) -> None:
     unknown = sorted(fields.keys() - KNOWN)
     if unknown:
         remedy = "remove it if it says nothing about the weights, or use a newer registry"
-        raise refuse("unknown_key", f"this registry does not know the key {unknown[0][:80]!a}", field=unknown[0][:80], remedy=remedy)
+        raise refuse("unknown_key", "this registry does not know the key", field=printable(unknown[0])[:80], remedy=remedy)
     for key, (code, meaning, remedy) in MUST_BE_OFF.items():
         if fields.get(key) not in (None, False, [], {}):
             raise refuse(code, f"{meaning}, which is not served", field=key, value=fields[key], remedy=remedy)
@@ -75,19 +75,21 @@ def _require_lora(fields: Mapping[str, Any]) -> None:
         raise refuse("missing_key", "it is absent, so this is no adapter of PEFT", field="peft_type", remedy=remedy)
     if kind != PEFT_TYPE:
         remedy = "push a LoRA adapter, or convert it with PEFT's save_as_lora"
-        raise refuse("unsupported_peft_type", f"{str(kind)[:40]!a} is not LORA", field="peft_type", value=kind, remedy=remedy)
+        raise refuse("unsupported_peft_type", f"{printable(repr(kind))[:40]} is not LORA", field="peft_type", value=kind, remedy=remedy)
 
 
 def _require_no_bias(bias: object) -> None:
     if bias not in (None, "none"):
-        raise refuse("bias", f"biases were trained ({str(bias)[:40]!a})", field="bias", value=bias, remedy="train with bias='none'")
+        raise refuse(
+            "bias", f"biases were trained ({printable(repr(bias))[:40]})", field="bias", value=bias, remedy="train with bias='none'"
+        )
 
 
 def _require_init(init: object) -> None:
     if isinstance(init, str) and init.startswith(INITS_THAT_CHANGE_THE_BASE):
         raise refuse(
             "init_changes_base",
-            f"{init[:40]!a} changed the base model's weights before training",
+            f"{printable(init)[:40]} changed the base model's weights before training",
             field="init_lora_weights",
             value=init,
             remedy="save it with path_initial_model_for_weight_conversion, which turns it into a plain LoRA",
@@ -96,7 +98,7 @@ def _require_init(init: object) -> None:
     if type(init) not in (bool, str, type(None)) or init not in INITS:
         raise refuse(
             "bad_value",
-            f"{str(init)[:40]!a} is not an initialisation that this registry knows",
+            f"{printable(repr(init))[:40]} is not an initialisation that this registry knows",
             field="init_lora_weights",
             value=init,
             remedy=f"known are {', '.join(str(known) for known in INITS)}",

@@ -29,9 +29,20 @@ def load_object(data: bytes, *, field: str, code: str = "bad_json") -> dict[str,
         raise _refusal("it is nested too deeply", field=field, code=code) from error
     except _Refused as error:
         raise _refusal(str(error), field=field, code=code) from error
-    except ValueError as error:  # not UTF-8, not JSON, an integer of thousands of digits
-        raise _refusal(f"it is not JSON in UTF-8 ({type(error).__name__})", field=field, code=code) from error
+    except ValueError as error:
+        raise _refusal(_explain(error), field=field, code=code) from error
     return value
+
+
+def _explain(error: ValueError) -> str:
+    """In our words, for Python's change from version to version."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not JSON at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 at byte {error.start}"
+    if isinstance(error, UnicodeEncodeError):
+        return "it holds half of a surrogate pair"
+    return "it holds an integer of thousands of digits"
 
 
 def _refusal(problem: str, *, field: str, code: str) -> ArtifactRefused:
