@@ -86,6 +86,7 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Schedule, run, emit."""
         schedule = self.scheduler.schedule(self._clock())
+        self._ended += schedule.failed  # kept until they are told, even if the run fails
         sampled = self._runner.run(schedule.items)
         return self._emit(schedule, sampled)
 
@@ -146,8 +147,7 @@ class Engine:
     def _emit(self, schedule: Schedule, sampled: list[tuple[Scheduled, Sampled]]) -> list[StepOutput]:
         for item in schedule.items:
             item.request.num_computed = item.end
-        failed = [*self._ended, *schedule.failed]
-        self._ended = []
+        failed, self._ended = self._ended, []
         self._is_blocked = not schedule.items and not failed
         return [*map(_failure, failed), *(self._advance(item.ticket, choice) for item, choice in sampled)]
 

@@ -23,6 +23,7 @@ OutputSink = Callable[[StepOutput], None]
 
 MAX_FAILURES = 3  # consecutive failed steps after which the loop gives up and reports itself failed
 BLOCKED_WAIT_S = 0.05  # while everything waits for pulls: how often deadlines are looked at
+STATE_AGE_S = 0.05  # while busy: how old the published state may be, for it lists every adapter of every tier
 
 
 class EngineStopped(RuntimeError):
@@ -48,6 +49,7 @@ class EngineLoop:
         self._woken = False
         self._condition: Condition = "starting"
         self._state = engine.state()
+        self._published_s = 0.0
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
         engine.wake_with(self._wake)
 
@@ -85,7 +87,7 @@ class EngineLoop:
         return done
 
     def state(self) -> EngineState:
-        """The state after the latest step, with this loop's own condition."""
+        """The state after a step at most STATE_AGE_S ago, exact when idle, with this loop's own condition."""
         return replace(self._state, condition=self._condition)
 
     def stop(self, *, drain_s: float = 0.0) -> None:
@@ -106,14 +108,21 @@ class EngineLoop:
     # ---- step thread ----
 
     def _run(self) -> None:
+        try:
+            self._step_until_told()
+        except Exception:  # the loop's outer edge: an engine that cannot even abort is not stepped again
+            log.exception("engine.broken")
+            self._become("failed")
+        self._finish()
+
+    def _step_until_told(self) -> None:
         failures = 0
         while self._take_commands():
             failures = 0 if self._step() else failures + 1
-            self._state = self._engine.state()
+            self._publish()
             if failures >= MAX_FAILURES:
                 log.error("engine.failed")
                 self._become("failed")
-        self._finish()
 
     def _step(self) -> bool:
         try:
@@ -123,6 +132,11 @@ class EngineLoop:
             self._emit(self._engine.abort_all("the engine failed in a step; see its log", retryable=True))
             return False
         return True
+
+    def _publish(self) -> None:
+        now_s = time.monotonic()
+        if not self._engine.can_progress or now_s - self._published_s >= STATE_AGE_S:
+            self._state, self._published_s = self._engine.state(), now_s
 
     def _take_commands(self) -> bool:
         """Sleep until there is something to do, then apply what the inbox holds. False when the thread shall end."""
@@ -141,10 +155,16 @@ class EngineLoop:
             command()
 
     def _finish(self) -> None:
-        """Nothing is accepted any more: what came in last is answered too."""
-        self._apply_inbox()
-        self._emit(self._engine.abort_all(f"the engine has {self._condition}", retryable=True))
-        self._state = self._engine.state()
+        """Nothing is accepted any more: whoever is left is answered, by the engine or, should it be broken, without it."""
+        reason = f"the engine has {self._condition}"
+        try:
+            self._apply_inbox()
+            self._emit(self._engine.abort_all(reason, retryable=True))
+            self._state = self._engine.state()
+        except Exception:  # the same edge
+            log.exception("engine.broken")
+        for request_id in list(self._sinks):
+            self._emit([StepOutput(request_id, None, finish_reason=FinishReason.ERROR, error=reason, retryable=True)])
 
     def _add(self, request: Request, grant: str | None) -> None:
         try:

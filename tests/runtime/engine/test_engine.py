@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from gpu_runtime.core import FinishReason
 from tests.runtime.engine.rig import InlineExecutor, PeftOracle, Rig, require_parity, write_adapter
 
 PROMPTS = {f"r{at}": [3 + (7 * at + 11 * step) % 300 for step in range(3 + 5 * at)] for at in range(6)}
@@ -120,3 +123,36 @@ def test_a_poisoned_neighbour_changes_no_bit_of_mine(model_dir: Path, adapters: 
     assert [poisoned.tokens(name) for name in ("mine", "base")] == [healthy.tokens(name) for name in ("mine", "base")]
     assert len(got) == 40
     assert all(torch.equal(got[key], want[key]) for key in want)
+
+
+def test_an_end_of_sequence_token_ends_the_request_unless_ignored(model_dir: Path, tmp_path: Path) -> None:
+    """End tokens come from config.json and from generation_config.json."""
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    rig = Rig.build(folder)
+    rig.add("r", PROMPTS["r1"], max_tokens=10)
+    rig.run()
+    tokens = rig.tokens("r")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, tokens[4]]}))
+    rig = Rig.build(folder)
+    rig.add("ends", PROMPTS["r1"], max_tokens=10, ignore_eos=False)
+    rig.add("ignores", PROMPTS["r1"], max_tokens=10)
+    rig.run()
+    assert rig.tokens("ends") == tokens[: tokens.index(tokens[4]) + 1]
+    assert rig.outputs["ends"][-1].finish_reason is FinishReason.STOP
+    assert rig.tokens("ignores") == tokens
+
+
+def test_logprobs_are_those_of_the_logits(model_dir: Path) -> None:
+    rig = Rig.build(model_dir)
+    rig.add("r", PROMPTS["r1"], seed=5, temperature=1.5, logprobs=3, max_tokens=4)
+    rig.run()
+    for position, output in enumerate(rig.outputs["r"]):
+        want = rig.recorder.seen[5, len(PROMPTS["r1"]) + position].log_softmax(-1)
+        assert output.logprob is not None
+        assert output.logprob.logprob == pytest.approx(float(want[output.token_id]), abs=1e-5)
+        assert [token for token, _ in output.logprob.top] == want.topk(3).indices.tolist()
+
+
+def test_a_pool_that_holds_no_page_is_refused(model_dir: Path) -> None:
+    with pytest.raises(ValueError, match="give the pool more"):
+        Rig.build(model_dir, pool_bytes=1000)

@@ -188,3 +188,36 @@ def test_a_sink_that_is_gone_costs_its_own_request(loop: EngineLoop) -> None:
     loop.submit(Request("gone", PROMPT, params, None, arrived_s=0.0), grant=None, sink=gone)
     assert submit(loop, "r").wait().finish_reason is FinishReason.LENGTH
     until(lambda: loop.state().num_running == 0)
+
+
+def test_a_step_that_fails_loses_nobody(model_dir: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request's pull fails in the very step whose run breaks: both are answered, each with its own reason."""
+    executor = HeldExecutor()
+    rig = Rig.build(model_dir, executor=executor)
+    key = rig.source.add(adapters[0], tenant="t")
+    rig.source._forms.clear()
+    loop = EngineLoop(rig.engine)
+    monkeypatch.setattr(rig.engine._runner, "run", lambda items: 1 / 0)
+    waits = submit(loop, "waits", adapter=key)
+    loop.start()
+    until(lambda: executor.jobs)
+    runs = submit(loop, "runs")
+    executor.release()
+    assert runs.wait().finish_reason is FinishReason.ERROR
+    assert waits.wait().error is not None
+    loop.stop()
+
+
+def test_a_broken_engine_answers_everyone(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a page is lost")
+
+    rig = Rig.build(model_dir)
+    loop = EngineLoop(rig.engine)
+    clients = [submit(loop, f"r{at}") for at in range(3)]
+    monkeypatch.setattr(rig.engine.scheduler, "schedule", broken)
+    monkeypatch.setattr(rig.engine.scheduler, "finish", broken)
+    loop.start()
+    assert all(client.wait().finish_reason is FinishReason.ERROR for client in clients)
+    until(lambda: loop.state().condition == "failed")
+    loop.stop()
