@@ -18,7 +18,7 @@ from gpu_runtime.core import AdapterKey, Request, SamplingParams
 from gpu_runtime.server.chat_template import ChatTemplateError
 from gpu_runtime.server.errors import ApiError, invalid, unauthorised, unavailable
 from gpu_runtime.server.grants import GrantRefused, GrantVerifier
-from gpu_runtime.server.openai import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest, Prompt
+from gpu_runtime.server.openai import ChatRequest, CompletionRequest, GenerationRequest, Prompt
 from gpu_runtime.server.stream import ClientGone
 from gpu_runtime.server.text import Text
 from registry.wire import DEADLINE_HEADER, GRANT_HEADER, GrantClaims
@@ -121,7 +121,7 @@ def _params(asked: GenerationRequest, num_prompt_tokens: int, *, claims: GrantCl
     room = context_tokens - num_prompt_tokens
     max_tokens = asked.asked_tokens
     if max_tokens is None:
-        max_tokens = min(claims.max_tokens, max(room, 1) if isinstance(asked, ChatRequest) else DEFAULT_COMPLETION_TOKENS)
+        max_tokens = min(claims.max_tokens, asked.default_tokens or claims.max_tokens, max(room, 1))
     if max_tokens > claims.max_tokens:
         raise invalid(f"max_tokens is {max_tokens}; this request may generate at most {claims.max_tokens}", param="max_tokens")
     if max_tokens > room:

@@ -16,6 +16,7 @@ from gpu_runtime.core import SamplingParams
 from gpu_runtime.server.errors import ApiError, invalid
 
 MAX_PROMPTS = 64  # of one completions request: a longer list is for the client to cut
+MAX_MESSAGES = 4096
 MAX_STOP_CHARACTERS = 1024
 PROMPT_FORMS = "prompt must be a string, a list of strings, a list of token ids or a list of lists of token ids, and not empty"
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default; chat defaults to the rest of the context
@@ -96,6 +97,11 @@ class GenerationRequest(Closed):
         return self.max_tokens
 
     @property
+    def default_tokens(self) -> int | None:
+        """Without `asked_tokens`; None is the rest of the context."""
+        return None
+
+    @property
     def num_logprobs(self) -> int | None:
         """None is off; n asks for the n likeliest tokens beside the chosen one."""
         return None
@@ -152,6 +158,10 @@ class CompletionRequest(GenerationRequest):
         return self
 
     @property
+    def default_tokens(self) -> int | None:
+        return DEFAULT_COMPLETION_TOKENS
+
+    @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
 
@@ -194,7 +204,7 @@ class Message(Closed):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -237,7 +247,7 @@ def _supported(asked: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str,
         if name not in NEUTRAL:
             raise invalid(f"Unrecognized request argument supplied: {name[:100]}", param=name[:100], code="unknown_parameter")
         if value is not None and value not in NEUTRAL[name]:
-            message = f"{name} is {str(value)[:100]!r}; this server does not support it{_but(NEUTRAL[name])}"
+            message = f"{name} is {repr(value)[:100]}; this server does not support it{_but(NEUTRAL[name])}"
             raise invalid(message, param=name, code="unsupported_parameter")
     return {name: value for name, value in asked.items() if name in fields}
 

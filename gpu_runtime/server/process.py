@@ -89,6 +89,8 @@ def _build(config: RuntimeConfig) -> Replica:
 def _registry_of(config: RuntimeConfig) -> tuple[str, str]:
     if not config.registry_url:
         raise ValueError("registry_url is not set: pass --registry-url or LORARY_RUNTIME_REGISTRY_URL")
+    if not config.registry_url.startswith(("http://", "https://")):
+        raise ValueError(f"registry_url is {config.registry_url!r}; it must begin with http:// or https://")
     if config.replica_key_file is None:
         raise ValueError("replica_key_file is not set: pass --replica-key-file, a file that holds an API key of scope replica")
     try:

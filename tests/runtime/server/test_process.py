@@ -53,7 +53,9 @@ def test_settings_that_cannot_work_are_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"port {port}: Address already in use" in refused("--model-dir", str(tmp_path), "--port", str(port))
-    assert "model_dir is not set" in refused()
+    assert "registry_url is 'localhost:8420'; it must begin with http://" in refused(
+        "--model-dir", str(tmp_path), "--registry-url", "localhost:8420", "--port", "0"
+    )
 
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path: Path, key_file: Path) -> None:
