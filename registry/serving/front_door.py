@@ -122,6 +122,8 @@ class FrontDoor:
         request = self.client.build_request("POST", address.url + order.path, content=order.body, headers=headers)
         try:
             upstream = await self.client.send(request, stream=True)
+            if upstream.status_code == UNAVAILABLE:
+                await upstream.aread()  # kept for the client in case nobody else takes the request; frees the connection
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             log.warning("replica.unreachable", replica_id=address.replica_id, url=address.url, reason=type(error).__name__)
             return None
@@ -133,8 +135,6 @@ class FrontDoor:
             log.error("replica.refused_grant", replica_id=address.replica_id, status=upstream.status_code)
             await upstream.aclose()
             raise replica_failed()
-        if upstream.status_code == UNAVAILABLE:
-            await upstream.aread()  # kept for the client in case nobody else takes the request; frees the connection
         return upstream
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +146,38 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def make_world(directory: Path, **overrides: Any) -> World:
+    """Tenants acme and rival with a key each, keys named admin and replica, the base model tiny."""
+    keys, tenants = _copy_template(directory)
+    return _world(directory, keys=dict(keys), tenants=dict(tenants), **overrides)
+
+
+def _world(directory: Path, *, keys: dict[str, str], tenants: dict[str, str], **overrides: Any) -> World:
     values = {"state_dir": directory, "secret_key": SECRET, "replica_wait_s": 0.0, "log_level": "ERROR"} | overrides
     settings = Settings(**values)
     app = create_app(settings)
-    database: Database = app.state.database
-    Table.metadata.create_all(database.engine)
-    made = World(app=app, database=database, settings=settings)
+    return World(app=app, database=app.state.database, settings=settings, keys=keys, tenants=tenants)
+
+
+def _copy_template(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
+    template, keys, tenants = _template()
+    shutil.copy(template / "lorary.sqlite3", directory)
+    return keys, tenants
+
+
+@cache
+def _template() -> tuple[Path, dict[str, str], dict[str, str]]:
+    """Made once a process: tables and first rows cost more than most tests."""
+    directory = Path(tempfile.mkdtemp(prefix="lorary-test-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    made = _world(directory, keys={}, tenants={})
+    Table.metadata.create_all(made.database.engine)
     made.add_tenant("acme")
     made.add_tenant("rival")
     made.add_key("admin", tenant=None, scopes=["admin"])
     made.add_key("replica", tenant=None, scopes=["replica"])
     made.add_base_model()
-    return made
+    made.database.close()  # folds the write-ahead log into the one file that is copied
+    return directory, made.keys, made.tenants
 
 
 @pytest.fixture
@@ -220,8 +244,25 @@ def wait_for(condition: Any, *, timeout_s: float = 10.0) -> None:
         time.sleep(0.005)
 
 
+class Stage:
+    """One server for many applications, one at a time: starting and stopping servers would cost more than the tests."""
+
+    app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await self.app(scope, receive, send)
+
+
+@pytest.fixture(scope="session")
+def stage() -> Iterator[tuple[Stage, httpx2.Client]]:
+    made = Stage()
+    with serving(made) as url, httpx2.Client(base_url=url, trust_env=False, timeout=20) as http:
+        yield made, http
+
+
 @pytest.fixture
-def served(world: World) -> Iterator[httpx2.Client]:
+def served(world: World, stage: tuple[Stage, httpx2.Client]) -> httpx2.Client:
     """A client of the registry over real sockets."""
-    with serving(world.app) as url, httpx2.Client(base_url=url, trust_env=False, timeout=20) as http:
-        yield http
+    stage[0].app = world.app
+    return stage[1]

@@ -24,6 +24,11 @@ class FakeReplica:
     go: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
+    def forget(self) -> None:
+        self.requests.clear()
+        self.go.clear()
+        self.cancelled.clear()
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return

@@ -18,10 +18,16 @@ from tests.registry.serving.conftest import World, closed_port_url, make_replica
 from tests.registry.serving.fake_replica import EVENTS, FakeReplica, fake_replica
 
 
-@pytest.fixture
-def replica() -> Iterator[FakeReplica]:
+@pytest.fixture(scope="module")
+def one_replica() -> Iterator[FakeReplica]:
     with fake_replica() as made:
         yield made
+
+
+@pytest.fixture
+def replica(one_replica: FakeReplica) -> FakeReplica:
+    one_replica.forget()
+    return one_replica
 
 
 @pytest.fixture
