@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import threading
 import time
+import uuid
 from pathlib import Path
 
 from gpu_runtime.adapters.form import BlobBuffer, Form, verify_manifest
@@ -134,13 +135,12 @@ class DiskCache:
 
     def _remove(self, path: Path) -> None:
         """Rename first, so that no reader ever meets half an entry under its name."""
-        doomed = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self._root))
+        doomed = self._root / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
-            path.rename(doomed / path.name)
+            path.rename(doomed)
         except FileNotFoundError:
-            pass
-        finally:
-            shutil.rmtree(doomed, ignore_errors=True)
+            return
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def _forget(self, key: AdapterKey) -> None:
         with self._lock:

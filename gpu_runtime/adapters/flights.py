@@ -5,24 +5,28 @@ Everything here but the job itself runs on the step thread. A pull thread's only
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gpu_runtime.adapters.image import AdapterImage
 from gpu_runtime.adapters.source import AdapterUnavailable
 from gpu_runtime.core import AdapterKey
 
 Pull = Callable[[AdapterKey, str | None], AdapterImage]
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
     """What runs pulls: a ThreadPoolExecutor, or a test that decides when."""
 
-    def submit(self, job: Callable[[], None], /) -> object: ...
+    def submit(self, job: Callable[[], T], /) -> Future[T]: ...
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
 
@@ -53,7 +57,7 @@ class Flights:
         self._num_threads = num_threads
         self._pending: OrderedDict[AdapterKey, _Flight] = OrderedDict()
         self._flying: dict[AdapterKey, list[_Flight]] = {}
-        self._landed: queue.SimpleQueue[tuple[_Flight, AdapterImage | None, AdapterUnavailable | None]] = queue.SimpleQueue()
+        self._landed: queue.SimpleQueue[tuple[_Flight, Future[AdapterImage]]] = queue.SimpleQueue()
         self._wake: Callable[[], None] = lambda: None
 
     def wake_with(self, wake: Callable[[], None]) -> None:
@@ -93,12 +97,12 @@ class Flights:
         """What has finished since the last call."""
         landings = []
         while not self._landed.empty():
-            flight, image, failure = self._landed.get()
+            flight, outcome = self._landed.get()
             flights = self._flying[flight.key]
             flights.remove(flight)
             if not flights:
                 del self._flying[flight.key]
-            landings.append(Landing(flight.key, image, failure, flight.wanted))
+            landings.append(_landing(flight, outcome))
         return landings
 
     def has_unwanted(self, key: AdapterKey) -> bool:
@@ -111,33 +115,36 @@ class Flights:
 
     def _begin(self, flight: _Flight) -> None:
         self._flying.setdefault(flight.key, []).append(flight)
-        self._executor.submit(lambda: self._fly(flight))
+        self._executor.submit(lambda: self._pull(flight.key, flight.grant)).add_done_callback(lambda outcome: self._land(flight, outcome))
 
-    def _fly(self, flight: _Flight) -> None:
-        try:
-            image, failure = self._pull(flight.key, flight.grant), None
-        except AdapterUnavailable as error:
-            image, failure = None, error
-        self._landed.put((flight, image, failure))
+    def _land(self, flight: _Flight, outcome: Future[AdapterImage]) -> None:
+        self._landed.put((flight, outcome))
         self._wake()
 
     def run_aside(self, job: Callable[[], None]) -> Future[None]:
         """Run a job that may wait for a disk on a pull thread."""
-        done: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                job()
-            except OSError as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-            self._wake()
-
-        self._executor.submit(run)
+        done = self._executor.submit(job)
+        done.add_done_callback(lambda _: self._wake())
         return done
 
     def close(self) -> None:
         """Begin nothing more; pulls under way end by themselves."""
         self._pending.clear()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _landing(flight: _Flight, outcome: Future[AdapterImage]) -> Landing:
+    if outcome.cancelled():
+        return Landing(flight.key, None, AdapterUnavailable("the runtime is shutting down", retryable=True), flight.wanted)
+    error = outcome.exception()
+    if error is None:
+        return Landing(flight.key, outcome.result(), None, flight.wanted)
+    return Landing(flight.key, None, _failure(flight.key, error), flight.wanted)
+
+
+def _failure(key: AdapterKey, error: BaseException) -> AdapterUnavailable:
+    """Whatever a source raises costs the requests that wait for this pull, and nothing else."""
+    if isinstance(error, AdapterUnavailable):
+        return error
+    log.error("adapter.pull_failed", extra={"tenant": key.tenant, "form_digest": key.form_digest}, exc_info=error)
+    return AdapterUnavailable(f"form {key.form_digest} could not be pulled: {type(error).__name__}", retryable=True)

@@ -24,15 +24,8 @@ class Puller:
         self._max_form_bytes = max_form_bytes
 
     def pull(self, key: AdapterKey, *, grant: str | None) -> AdapterImage:
-        """Raises AdapterUnavailable with the reason; whatever else a source raises is one too."""
-        try:
-            form = self._from_disk(key) or self._from_source(key, grant)
-            return self._builder.build(form)
-        except AdapterUnavailable:
-            raise
-        except Exception as error:
-            log.exception("adapter.pull_failed", extra={"tenant": key.tenant, "form_digest": key.form_digest})
-            raise AdapterUnavailable(f"form {key.form_digest} could not be pulled: {type(error).__name__}", retryable=True) from error
+        """Raises AdapterUnavailable with the reason."""
+        return self._builder.build(self._from_disk(key) or self._from_source(key, grant))
 
     def forget(self, key: AdapterKey) -> None:
         """Remove the form from the disk tier."""

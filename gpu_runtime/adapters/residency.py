@@ -7,13 +7,13 @@ is *idle* and leaves under pressure. `drop` takes the pointer away at once; the 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from gpu_runtime.adapters.eviction import EvictionPolicy, IdleAdapter, least_recently_used
 from gpu_runtime.adapters.flights import Executor, Flights, Landing
+from gpu_runtime.adapters.handle import Drop, Handle, Resident
 from gpu_runtime.adapters.host import HostCache
 from gpu_runtime.adapters.image import AdapterImage
 from gpu_runtime.adapters.pull import Puller
@@ -24,48 +24,6 @@ from gpu_runtime.memory.tables import SlotTables
 log = logging.getLogger(__name__)
 
 OWNER_PREFIX = "adapter:"
-
-
-@dataclass(eq=False)
-class _Resident:
-    key: AdapterKey
-    slot: int
-    pages: list[int]
-    num_handles: int = 0
-    last_used: int = 0
-    drop: _Drop | None = None
-
-
-@dataclass(eq=False)
-class Handle:
-    """One use of a resident adapter; its slot stays valid until it is released."""
-
-    resident: _Resident
-    released: bool = False
-
-    @property
-    def slot(self) -> int:
-        return self.resident.slot
-
-
-class _Drop:
-    """Done when everything that it waits for is: handles back, flights landed, files gone (which a pull thread reports)."""
-
-    def __init__(self) -> None:
-        self.future: Future[None] = Future()
-        self._lock = threading.Lock()
-        self._remaining = 1
-
-    def wait_for(self) -> None:
-        with self._lock:
-            self._remaining += 1
-
-    def one_done(self) -> None:
-        with self._lock:
-            self._remaining -= 1
-            last = self._remaining == 0
-        if last:
-            self.future.set_result(None)
 
 
 @dataclass(frozen=True)
@@ -97,10 +55,10 @@ class Residency:
         self._host = host
         self._victim = victim
         self._flights = Flights(lambda key, grant: puller.pull(key, grant=grant), executor=executor, num_threads=num_pull_threads)
-        self._residents: dict[AdapterKey, _Resident] = {}
-        self._draining: list[_Resident] = []
+        self._residents: dict[AdapterKey, Resident] = {}
+        self._draining: list[Resident] = []
         self._free_slots = list(range(tables.num_slots - 1, -1, -1))
-        self._drops: list[tuple[AdapterKey, _Drop]] = []
+        self._drops: list[tuple[AdapterKey, Drop]] = []
         self._clock = 0
         self.num_evictions = 0
         self._urgent: AdapterKey | None = None
@@ -194,7 +152,7 @@ class Residency:
 
     def drop(self, key: AdapterKey) -> Future[None]:
         """Forget `key` in every tier. Later requests pull it anew; those that use it now finish first; then its pages are zeroed."""
-        drop = _Drop()
+        drop = Drop()
         self._host.drop(key)
         if (resident := self._residents.pop(key, None)) is not None:
             drop.wait_for()
@@ -248,23 +206,23 @@ class Residency:
     def _start_pulls(self) -> None:
         self._flights.start(room=self._host.pinned_bytes < self._host.max_bytes, urgent=self._urgent)
 
-    def _touch(self, resident: _Resident) -> None:
+    def _touch(self, resident: Resident) -> None:
         self._clock += 1
         resident.last_used = self._clock
 
-    def _load(self, key: AdapterKey) -> _Resident:
+    def _load(self, key: AdapterKey) -> Resident:
         image = self._host.get(key)
         assert image is not None, f"{key} is not on the host: it cannot be acquired"
         if not self._free_slots:
             self._evict_one()
         self.reclaim(image.num_pages)
-        resident = _Resident(key, self._free_slots.pop(), self._pool.allocate(image.num_pages, owner=_owner(key)))
+        resident = Resident(key, self._free_slots.pop(), self._pool.allocate(image.num_pages, owner=_owner(key)))
         self._copy(image, resident)
         self._residents[key] = resident
         log.debug("adapter.loaded", extra={"form_digest": key.form_digest, "num_pages": image.num_pages, "slot": resident.slot})
         return resident
 
-    def _copy(self, image: AdapterImage, resident: _Resident) -> None:
+    def _copy(self, image: AdapterImage, resident: Resident) -> None:
         for page, source in zip(resident.pages, image.data, strict=True):
             self._pool.data[page].copy_(source)
         self._tables.install(resident.slot, image.plan, resident.pages, image.scales, image.dtype)
@@ -283,19 +241,25 @@ class Residency:
         log.debug("adapter.evicted", extra={"form_digest": victim.key.form_digest})
         return True
 
-    def _vacate(self, resident: _Resident) -> None:
+    def _vacate(self, resident: Resident) -> None:
         self._tables.clear(resident.slot)
         self._free_slots.append(resident.slot)
         self._pool.free(resident.pages)
 
-    def _erase(self, resident: _Resident, drop: _Drop) -> None:
+    def _erase(self, resident: Resident, drop: Drop) -> None:
         self._pool.data[resident.pages] = 0
         self._vacate(resident)
         drop.one_done()
 
-    def _forget_files(self, key: AdapterKey, drop: _Drop) -> None:
+    def _forget_files(self, key: AdapterKey, drop: Drop) -> None:
         drop.wait_for()
-        self._flights.run_aside(lambda: self._puller.forget(key)).add_done_callback(lambda _: drop.one_done())
+
+        def forgotten(outcome: Future[None]) -> None:
+            if not outcome.cancelled() and (error := outcome.exception()) is not None:
+                log.error("adapter.files_remain", extra={"tenant": key.tenant, "form_digest": key.form_digest}, exc_info=error)
+            drop.one_done()
+
+        self._flights.run_aside(lambda: self._puller.forget(key)).add_done_callback(forgotten)
 
     def _finish_drops(self, key: AdapterKey) -> None:
         """A dropped pull has landed; it may have written its files after they were removed."""

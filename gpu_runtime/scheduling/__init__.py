@@ -1,0 +1,1 @@
+"""Who runs in the next step: queues, admission, continuous batching. No model, no clock, no threads."""

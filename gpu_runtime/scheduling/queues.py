@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpu_runtime.adapters.residency import Handle
+from gpu_runtime.adapters.handle import Handle
 from gpu_runtime.core import Request, RequestState
 
 

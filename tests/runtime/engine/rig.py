@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from gpu_runtime.models.spec import ModelSpec
 from registry.artifact.base import PARENTS, BaseSpec
 
 BASE_DIGEST = "b" * 64
+T = TypeVar("T")
 TIE = 1e-4  # where the top two logits differ by less, either token is right, and comparison ends there
 
 
@@ -81,11 +83,20 @@ class LogitRecorder:
         return sample(logits, rows)
 
 
+def _settle(job: Callable[[], T], future: Future[T]) -> None:
+    try:
+        future.set_result(job())
+    except Exception as error:  # noqa: BLE001 - as every executor does
+        future.set_exception(error)
+
+
 class InlineExecutor:
     """Runs a pull the moment it is begun: every adapter is here before the next step."""
 
-    def submit(self, job: Callable[[], None], /) -> None:
-        job()
+    def submit(self, job: Callable[[], T], /) -> Future[T]:
+        future: Future[T] = Future()
+        _settle(job, future)
+        return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         pass
@@ -97,8 +108,10 @@ class HeldExecutor(InlineExecutor):
     def __init__(self) -> None:
         self.jobs: list[Callable[[], None]] = []
 
-    def submit(self, job: Callable[[], None], /) -> None:
-        self.jobs.append(job)
+    def submit(self, job: Callable[[], T], /) -> Future[T]:
+        future: Future[T] = Future()
+        self.jobs.append(lambda: _settle(job, future))
+        return future
 
     def release(self, count: int | None = None) -> None:
         jobs, self.jobs = self.jobs[:count], self.jobs[len(self.jobs) if count is None else count :]
