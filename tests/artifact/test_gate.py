@@ -96,10 +96,10 @@ def test_a_push_that_names_its_base_is_judged_by_shapes() -> None:
 
 def test_hostile_config_is_answered_quickly() -> None:
     slow = {"(.*)*" * 100 + str(n): 1 for n in range(100)} | {"((a+)+)+" + str(n): 1 for n in range(100)}
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     with pytest.raises(ArtifactRefused, match="takes too long"):
         judge(GOOD.with_config(alpha_pattern=slow).files)
-    assert time.perf_counter() - started_s < 10
+    assert time.process_time() - started_s < 10
 
 
 def test_config_keeps_what_callers_need() -> None:
