@@ -5,6 +5,8 @@ The docstrings here are the semantics; `reference.py` is the same in plain torch
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,15 +24,14 @@ class AdapterTables(Protocol):
     dtypes: torch.Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class LoraGroup:
-    """Targets of one layer that share an input x: their deltas go side by side into one y.
+@dataclass(frozen=True)
+class LoraSites:
+    """Targets that share an input x: their deltas go side by side into one y.
 
     targets  indices into TARGETS
     spans    [start, end) columns of y for each target
     """
 
-    layer: int
     targets: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
 
@@ -43,13 +44,64 @@ class RopeTables:
     sin: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A matrix in the order its backend streams it; only the backend that packed it can read `data`."""
+
+    data: torch.Tensor
+    num_out: int
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """One decoder layer as stored, (out, in): qkv = [q | k | v] rows, gate_up = [gate | up] rows; norms f32 (hidden)."""
+
+    attention_norm: torch.Tensor
+    qkv: torch.Tensor
+    o: torch.Tensor
+    mlp_norm: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderSpec:
+    """What a stack of layers needs to know beside its weights; spans as in LoraGroup, targets as indices into TARGETS."""
+
+    num_heads: int
+    eps: float
+    rope: RopeTables
+    qkv: LoraSites
+    o: LoraSites
+    gate_up: LoraSites
+    down: LoraSites
+
+
+class Decoder(Protocol):
+    """All layers of a model, bound to its weights and to the pool."""
+
+    def __call__(self, x: torch.Tensor, *, batch: ForwardBatch) -> torch.Tensor:
+        """Hidden states (T, D) f32 after the last layer, before the final norm. K and V of the batch are written to the pool."""
+        ...
+
+
 class Kernels(Protocol):
     """One backend. Activations are f32 and contiguous; shape letters as in DESIGN 2 (T tokens, D in, O out)."""
 
     name: str
 
-    def linear(self, x: torch.Tensor, *, weight: torch.Tensor) -> torch.Tensor:
-        """Semantics: y = x @ weight.T. x (T, D), weight (O, D), result (T, O) contiguous."""
+    def pack(self, weight: torch.Tensor) -> PackedWeight:
+        """`weight` (O, D) made ready for `linear`."""
+        ...
+
+    def decoder(
+        self, spec: DecoderSpec, *, layers: Sequence[LayerWeights], kv: torch.Tensor, pool: torch.Tensor, tables: AdapterTables
+    ) -> Decoder:
+        """The composition of the ops below over all `layers`; the reference's is `decoder.OpByOpDecoder`."""
+        ...
+
+    def linear(self, x: torch.Tensor, *, weight: PackedWeight) -> torch.Tensor:
+        """Semantics: y = x @ weight.T. x (T, D), weight packed from (O, D), result (T, O) contiguous."""
         ...
 
     def rms_norm(self, x: torch.Tensor, *, weight: torch.Tensor, eps: float, added: torch.Tensor | None = None) -> torch.Tensor:
@@ -61,9 +113,17 @@ class Kernels(Protocol):
         ...
 
     def lora_delta(
-        self, y: torch.Tensor, *, x: torch.Tensor, pool: torch.Tensor, tables: AdapterTables, group: LoraGroup, batch: ForwardBatch
+        self,
+        y: torch.Tensor,
+        *,
+        x: torch.Tensor,
+        pool: torch.Tensor,
+        tables: AdapterTables,
+        layer: int,
+        sites: LoraSites,
+        batch: ForwardBatch,
     ) -> None:
-        """Semantics: y[t, span] += (scale * (x[t] @ A.T)) @ B.T, A and B those of token t's slot, for each target of the group.
+        """Semantics: y[t, span] += (scale * (x[t] @ A.T)) @ B.T, A and B those of token t's slot at `layer`, for each target of `sites`.
 
         In place. x (T, D), y (T, O), pool uint8 (P, page_bytes). Rows whose slot is -1 are left alone, bit for bit, and so
         are targets of rank 0. Accumulates in f32 whatever the rows are stored as; a row's result does not depend on the
@@ -90,10 +150,17 @@ class Kernels(Protocol):
         ...
 
 
-def select_backend(device: str = "cpu", *, reference: bool = False) -> Kernels:
-    """The fastest backend for `device`, or the plain-torch reference."""
-    from gpu_runtime.kernels.reference import ReferenceKernels  # noqa: PLC0415 - it imports the protocol above
+def select_backend(device: str = "cpu", *, threads: int | None = None, reference: bool = False) -> Kernels:
+    """The fastest backend for `device`, or the plain-torch reference.
 
-    if device != "cpu" and not reference:
+    `threads` (default: every core this process may use) counts the calling thread. Raises ValueError for another device.
+    """
+    if reference:
+        from gpu_runtime.kernels.reference import ReferenceKernels  # noqa: PLC0415 - a backend loads only when chosen
+
+        return ReferenceKernels()
+    if device != "cpu":
         raise ValueError(f"device is {device!r}; this version computes on cpu")
-    return ReferenceKernels()
+    from gpu_runtime.kernels.cpu.kernels import CpuKernels  # noqa: PLC0415 - numba loads only where it computes
+
+    return CpuKernels(threads=threads or len(os.sched_getaffinity(0)))

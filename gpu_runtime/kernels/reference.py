@@ -6,13 +6,15 @@ Written to be read, not to be fast: one request, one segment, one target at a ti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 from gpu_runtime.core import NO_SLOT
-from gpu_runtime.kernels.backend import AdapterTables, LoraGroup, RopeTables
+from gpu_runtime.kernels.backend import AdapterTables, Decoder, DecoderSpec, LayerWeights, LoraSites, PackedWeight, RopeTables
 from gpu_runtime.kernels.batch import ForwardBatch
+from gpu_runtime.kernels.decoder import OpByOpDecoder
 
 STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # by the codes of memory/tables.py
 
@@ -22,8 +24,16 @@ class ReferenceKernels:
 
     name = "reference"
 
-    def linear(self, x: torch.Tensor, *, weight: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, weight)
+    def pack(self, weight: torch.Tensor) -> PackedWeight:
+        return PackedWeight(weight, weight.shape[0])
+
+    def decoder(
+        self, spec: DecoderSpec, *, layers: Sequence[LayerWeights], kv: torch.Tensor, pool: torch.Tensor, tables: AdapterTables
+    ) -> Decoder:
+        return OpByOpDecoder(self, spec=spec, layers=layers, kv=kv, pool=pool, tables=tables)
+
+    def linear(self, x: torch.Tensor, *, weight: PackedWeight) -> torch.Tensor:
+        return F.linear(x, weight.data)
 
     def rms_norm(self, x: torch.Tensor, *, weight: torch.Tensor, eps: float, added: torch.Tensor | None = None) -> torch.Tensor:
         if added is not None:
@@ -35,20 +45,28 @@ class ReferenceKernels:
         return F.silu(gate) * up
 
     def lora_delta(
-        self, y: torch.Tensor, *, x: torch.Tensor, pool: torch.Tensor, tables: AdapterTables, group: LoraGroup, batch: ForwardBatch
+        self,
+        y: torch.Tensor,
+        *,
+        x: torch.Tensor,
+        pool: torch.Tensor,
+        tables: AdapterTables,
+        layer: int,
+        sites: LoraSites,
+        batch: ForwardBatch,
     ) -> None:
         for start, end, slot in batch.segments:
             if slot == NO_SLOT:
                 continue
-            for target, (first, last) in zip(group.targets, group.spans, strict=True):
-                rank = int(tables.ranks[slot, group.layer, target])
+            for target, (first, last) in zip(sites.targets, sites.spans, strict=True):
+                rank = int(tables.ranks[slot, layer, target])
                 if rank == 0:
                     continue
                 dtype = STORED_DTYPES[int(tables.dtypes[slot])]
-                rows = tables.rows[slot, group.layer, target, :, :rank]
+                rows = tables.rows[slot, layer, target, :, :rank]
                 a = read_rows(pool, rows=rows[0], num_features=x.shape[1], dtype=dtype)
                 b = read_rows(pool, rows=rows[1], num_features=last - first, dtype=dtype)
-                y[start:end, first:last] += (x[start:end] @ a.T) * tables.scales[slot, group.layer, target] @ b
+                y[start:end, first:last] += (x[start:end] @ a.T) * tables.scales[slot, layer, target] @ b
 
     def rope_kv_write(
         self, qkv: torch.Tensor, *, num_heads: int, rope: RopeTables, kv: torch.Tensor, layer: int, batch: ForwardBatch

@@ -13,19 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from gpu_runtime.kernels.backend import LayerWeights
 from gpu_runtime.models.spec import ModelSpec
-
-
-@dataclass(frozen=True, eq=False)
-class LayerWeights:
-    """qkv (q + 2 kv, hidden), o (hidden, q), gate_up (2 inner, hidden), down (hidden, inner), norms (hidden)."""
-
-    attention_norm: torch.Tensor
-    qkv: torch.Tensor
-    o: torch.Tensor
-    mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)

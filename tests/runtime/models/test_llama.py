@@ -94,7 +94,7 @@ def worst_difference(model_dir: Path, runner: Runner, prompts: list[list[int]], 
     return max(float((expected[index][at] - row).abs().max()) for index, found in enumerate(seen) for at, row in found.items())
 
 
-@pytest.fixture(params=["reference"])
+@pytest.fixture(params=["reference", "cpu"])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     return select_backend(reference=request.param == "reference")
 
