@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,17 +109,17 @@ def test_authorisation_of_a_thousand_keys_over_two_thousand_adapters(world: Worl
         make_replica(client, world)
     tokens = [(name.split("-")[0], token) for name, token in world.keys.items() if name.startswith("t")]
     assert len(tokens) == 1000
-    spent: list[float] = []
+    spent: list[tuple[float, float]] = []
     for turn in range(3):
         for index, (_tenant, token) in enumerate(tokens):
-            started = time.perf_counter()
+            wall, processor = time.perf_counter(), time.thread_time()
             with world.database.read() as session:
                 subject = authenticate(session, token, world.app.state.key_hasher).in_tenant()
                 authorised = service.authorise(session, subject, f"a{(index + turn) % 20}")
                 assert service.choose_replica(session, authorised, ttl_s=1e6) is not None
-            spent.append(time.perf_counter() - started)
-    spent.sort()
-    p50, p99 = statistics.median(spent) * 1e3, spent[int(len(spent) * 0.99)] * 1e3
-    with capsys.disabled():
-        print(f"\nauthorise + choose: 1,000 keys x 2,000 adapters, p50 {p50:.2f} ms, p99 {p99:.2f} ms")
-    assert p50 < 5.0
+            spent.append((time.perf_counter() - wall, time.thread_time() - processor))
+    for name, column in zip(("wall", "processor"), zip(*spent, strict=True), strict=True):
+        p50, p99 = (sorted(column)[int(len(column) * share)] * 1e3 for share in (0.5, 0.99))
+        with capsys.disabled():
+            print(f"\nauthorise + choose, 1,000 keys x 2,000 adapters, {name} time: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+    assert p99 < 5.0, "processor time: what neighbours on this machine cannot stretch"
