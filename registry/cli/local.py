@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from alembic.util.exc import CommandError
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -103,6 +104,8 @@ def reporting(settings: Settings) -> Iterator[None]:
             remedy="check LORARY_DATABASE_URL, or run `lorary db init`",
             state_dir=settings.state_dir,
         ) from error
+    except CommandError as error:
+        raise CliFailure(f"the migration cannot run: {error}", remedy="`lorary db check` shows where the schema is") from error
     except OSError as error:
         raise CliFailure(f"{error.filename or settings.state_dir}: {error.strerror}", remedy="check LORARY_STATE_DIR") from error
 

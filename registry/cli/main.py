@@ -55,6 +55,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except CliFailure as failure:
         Output().failure(failure)
         sys.exit(1)
+    except OSError as error:  # a folder that cannot be read, a disk that is full
+        Output().failure(CliFailure(f"{error.filename or 'input/output'}: {error.strerror or error}"))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ runtime.NAME, one a served base model -> live at the registry
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from registry.cli import base_models
 from registry.cli.client import ApiProblem, Json, RegistryClient, path
 from registry.cli.failure import CliFailure
+from registry.cli.ports import free_port, reachable
 from registry.cli.secrets_file import read_secret, write_secret
 from registry.cli.state import ChildState, UpState, write_up
 from registry.cli.supervisor import Child, Program, Supervisor
@@ -53,19 +53,22 @@ class Stack:
         self.settings = settings
         self.models = wanted.models or tuple(wanted.sources)
         self._wanted = wanted
-        self.url = f"http://{_reachable(settings.host)}:{settings.port}"
+        self.url = f"http://{reachable(settings.host)}:{settings.port}"
         self._supervisor = supervisor
         self._mint_admin_key = mint_admin_key
         self._tell = tell
         self._client = RegistryClient(self.url)
+        self._last_trouble = ""
 
     def start(self) -> None:
         """Bring up everything, importing base models first. Raises as `Supervisor.wait_until`."""
-        self._supervisor.on_change = lambda: write_up(self.settings.state_dir, self.state())
+        self._supervisor.on_change = self._record
         self._start_api()
         self._supervisor.add(self._worker())
         for name, source in self._wanted.sources.items():
-            self._import(name, source)
+            self._register(name, source)
+        for name in self.models:
+            self._await_import(name)
         for model in self._choose():
             self._await_runtime(self._start_runtime(model))
 
@@ -74,12 +77,12 @@ class Stack:
         if self.served():
             return
         try:
-            chosen = self._choose()
+            for model in self._choose():
+                self._start_runtime(model)
         except CliFailure as failure:  # the registry restarts, or there are several now: the next tick asks again
-            self._tell(failure.detail)
-            return
-        for model in chosen:
-            self._start_runtime(model)
+            if failure.detail != self._last_trouble:
+                self._tell(failure.detail)
+            self._last_trouble = failure.detail
 
     def served(self) -> list[str]:
         return [child.program.name.removeprefix("runtime.") for child in self._supervisor.children if child.program.rank == RUNTIME_RANK]
@@ -89,6 +92,12 @@ class Stack:
 
     def close(self) -> None:
         self._client.close()
+
+    def _record(self) -> None:
+        try:
+            write_up(self.settings.state_dir, self.state())
+        except OSError as error:  # a full disk takes away what `doctor` reads, not the service
+            self._tell(f"cannot write up.json: {error.strerror}")
 
     # ---- the api and the worker ----
 
@@ -125,8 +134,8 @@ class Stack:
 
     # ---- base models ----
 
-    def _import(self, name: str, source: str) -> None:
-        """Register a base model that is not there yet, and wait for it."""
+    def _register(self, name: str, source: str) -> None:
+        """Ask for a base model that is not there yet, or whose import failed before."""
         known = self._base_model(name)
         if known is None or known["status"] == "failed":
             upstream = [upstream for model, upstream in self._wanted.upstream_names if model == name]
@@ -139,15 +148,16 @@ class Stack:
                 registered=known["source"]["location"],
                 asked=source,
             )
-        self._await_import(name)
 
     def _await_import(self, name: str) -> None:
-        model: Json = {"status": "pending"}
+        model = self._base_model(name)
+        if model is None:
+            raise CliFailure(f"there is no base model {name}", remedy=f"start with --base-model {name}=SOURCE", field="--model")
 
         def settled() -> bool:
             nonlocal model
             model = self._base_model(name) or model
-            return bool(model["status"] != "pending")
+            return model is not None and model["status"] != "pending"
 
         self._supervisor.wait_until(_tolerant(settled), timeout_s=IMPORT_S, what=f"the import of {name}")
         base_models.fail_unless_ready(model)
@@ -162,11 +172,7 @@ class Stack:
 
     def _choose(self) -> list[Json]:
         """The base models to serve now: those named, or the only ready one, or none yet."""
-        known = {model["name"]: model for model in self._client.pages("/base-models")}
-        unknown = [name for name in self.models if name not in known]
-        if unknown:
-            raise CliFailure(f"there is no base model {unknown[0]}", remedy=f"start with --base-model {unknown[0]}=SOURCE", field="--model")
-        ready = [model for model in known.values() if model["status"] == "ready"]
+        ready = [model for model in self._client.pages("/base-models") if model["status"] == "ready"]
         if self.models:
             return [model for model in ready if model["name"] in self.models]
         if len(ready) > 1:
@@ -224,29 +230,8 @@ class Stack:
         return self.settings.state_dir / "keys" / f"{name}.key"
 
 
-def free_port(host: str) -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.create_server((host, 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises CliFailure when `port` is taken: a clear sentence now instead of a child that dies over and over."""
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise CliFailure(
-            f"cannot listen on {host}:{port}: {error.strerror}", remedy="give another --port (0 takes a free one)", field="port", value=port
-        ) from error
-
-
 def _module(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name, *arguments)
-
-
-def _reachable(host: str) -> str:
-    """The address by which this machine reaches a server that listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - compared, not bound
 
 
 def _healthy(client: RegistryClient) -> bool:

@@ -13,9 +13,10 @@ import typer
 from registry.cli.childlog import ChildLog
 from registry.cli.credentials import store_key_of_running
 from registry.cli.output import Format, Output
+from registry.cli.ports import check_port, free_port
 from registry.cli.processes import HostOption, PortOption
 from registry.cli.remote import OutputOption
-from registry.cli.stack import Stack, Wanted, check_port, free_port
+from registry.cli.stack import Stack, Wanted
 from registry.cli.state import remove_up, take_lock
 from registry.cli.supervisor import StopAsked, Supervisor
 from registry.config import Settings, load_settings

@@ -115,6 +115,15 @@ def test_a_folder_that_is_no_adapter_is_refused_before_anything_is_sent(
     assert tenant.ok("adapters", "list") == []
 
 
+def test_a_file_over_the_registrys_limit_is_refused_with_the_limit(tenant: Lorary, folder: Path) -> None:
+    with (folder / "adapter_model.safetensors").open("wb") as file:
+        file.truncate(65 * 2**20)
+    done = tenant("adapters", "push", "style", str(folder))
+    assert done.code == 1
+    assert "status: 413" in done.stderr
+    assert str(64 * 2**20) in done.stderr
+
+
 def test_other_files_of_the_folder_are_named_and_left(tenant: Lorary, folder: Path) -> None:
     (folder / "optimizer.pt").write_bytes(b"x")
     (folder / "README.md").write_text("# about")
@@ -153,10 +162,10 @@ def test_a_damaged_download_leaves_nothing(admin: Lorary, tenant: Lorary, folder
     weights = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
     [stored] = [file for file in registry.settings.blob_dir.rglob(weights) if tenant_id in file.parts]
     stored.chmod(0o600)
-    data = bytearray(stored.read_bytes())
-    data[-1] ^= 1
-    stored.write_bytes(data)
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     done = tenant("adapters", "pull", "style", str(tmp_path / "copy"))
+    stored.write_bytes(whole)
     assert done.code == 1
     assert "arrived damaged" in done.stderr
     assert not (tmp_path / "copy").exists()
@@ -183,6 +192,15 @@ def test_listing_as_a_table_is_one_whole_line_an_adapter(tenant: Lorary, folder:
     assert header.split()[:3] == ["NAME", "BASE", "MODEL"]
     assert row.startswith("style")
     assert text.replace("\x1b", "\\x1b") in row, "control characters of others never reach a terminal"
+
+
+def test_a_target_that_cannot_be_written_is_a_sentence(tenant: Lorary, folder: Path, tmp_path: Path) -> None:
+    tenant.ok("adapters", "push", "style", str(folder))
+    (tmp_path / "file").write_text("")
+    for target in ("file", "file/below"):
+        done = tenant("adapters", "pull", "style", str(tmp_path / target))
+        assert done.code == 1
+        assert str(tmp_path / "file") in done.stderr
 
 
 @pytest.mark.parametrize("reference", ["@3", "style@"])

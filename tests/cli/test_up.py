@@ -157,7 +157,7 @@ def test_doctor_finds_the_installation_sound_and_tells_of_restarts(shared: Up) -
     assert "1 restarts" in findings["supervisor"]["detail"]
 
 
-def test_sigterm_ends_everything_and_the_next_start_finds_its_keys(shared: Up) -> None:
+def test_sigterm_ends_everything_and_the_next_starts_find_or_replace_their_keys(shared: Up) -> None:
     pids = [shared.process.pid, *shared.pids().values()]
     keys = (shared.state_dir / "keys" / "supervisor.key").read_text()
     assert shared.stop() == 0
@@ -170,38 +170,45 @@ def test_sigterm_ends_everything_and_the_next_start_finds_its_keys(shared: Up) -
         assert again.url != shared.url
         assert again.cli("keys", "whoami").returncode == 0, "the stored key follows the port"
         assert (again.state_dir / "keys" / "supervisor.key").read_text() == keys
+        assert again.cli("keys", "revoke", keys.split("_")[1], "--yes").returncode == 0
         assert again.stop(signal.SIGINT) == 0
+    with starting(shared.state_dir, "--port", "0") as third:
+        assert (third.state_dir / "keys" / "supervisor.key").read_text() != keys, "a revoked key is replaced"
+        assert third.stop() == 0
 
 
-def test_a_revoked_supervisor_key_is_replaced_at_the_next_start(shared: Up) -> None:
-    kept = shared.state_dir / "keys" / "supervisor.key"
-    revoked = kept.read_text()
-    with starting(shared.state_dir, "--port", "0") as up:
-        assert up.cli("keys", "revoke", revoked.split("_")[1], "--yes").returncode == 0
-        assert up.stop() == 0
-    with starting(shared.state_dir, "--port", "0") as up:
-        assert kept.read_text() != revoked
-        assert up.stop() == 0
-
-
-def test_a_replica_is_started_for_the_base_model_and_dies_with_the_supervisor(tmp_path: Path, tiny_model_dir: Path) -> None:
-    arguments = ("--port", "0", "--base-model", f"tiny={tiny_model_dir}", "--upstream-name", f"tiny={BASE_NAME}")
-    with starting(tmp_path / "state", *arguments) as up:
-        assert up.said[-1]["base_models"] == ["tiny"]
-        replicas = json.loads(up.cli("doctor", "-o", "json").stdout)
-        assert [finding["status"] for finding in replicas if finding["check"] == "replicas"] == ["ok"]
+def test_a_base_model_that_is_added_later_gets_its_replica_which_dies_with_the_supervisor(tmp_path: Path, tiny_model_dir: Path) -> None:
+    with starting(tmp_path / "state", "--port", "0") as up:
+        assert up.said[-1]["base_models"] == []
+        added = up.cli("base-models", "add", "tiny", str(tiny_model_dir), "--upstream-name", BASE_NAME)
+        assert added.returncode == 0, added.stderr
+        _until_served(up)
         assert stat.S_IMODE((up.state_dir / "keys" / "replica-tiny.key").stat().st_mode) == 0o600
         runtime = psutil.Process(up.pids()["runtime.tiny"])
         assert runtime.environ()["OMP_WAIT_POLICY"] == "PASSIVE"
         assert not any("lry_" in word for word in runtime.cmdline()), "a key is on a command line"
-        other = up.cli("base-models", "add", "tiny", str(tmp_path))
-        assert other.returncode == 1
         pids = list(up.pids().values())
         up.process.kill()
         up.process.wait()
         if sys.platform == "linux":
             for pid in pids:
                 assert_gone(pid)
+
+
+def _until_served(up: Up) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        findings = {finding["check"]: finding["status"] for finding in json.loads(up.cli("doctor", "-o", "json").stdout)}
+        if findings["replicas"] == "ok":
+            return
+        assert time.monotonic() < deadline, up.log.read_text()
+        time.sleep(1)
+
+
+def test_a_base_model_that_is_not_there_cannot_be_served(tmp_path: Path) -> None:
+    done = command(tmp_path / "state", "up", "--port", "0", "--model", "unknown")
+    assert done.returncode == 1
+    assert "there is no base model unknown" in done.stderr
 
 
 def test_a_base_model_that_cannot_be_imported_ends_the_start_and_leaves_nothing(tmp_path: Path) -> None:
