@@ -18,7 +18,7 @@ from registry.artifact.base import BaseSpec
 from registry.artifact.errors import ArtifactRefused
 from registry.artifact.gate import Accepted, check_files, check_push
 from registry.artifact.lora import parse_config
-from registry.artifact.manifest import CONFIG_FILE, WEIGHTS_FILE, FileEntry, VersionManifest
+from registry.artifact.manifest import CONFIG_FILE, WEIGHTS_FILE, FileEntry, VersionManifest, require_safe_path
 from registry.audit import service as audit
 from registry.base_models import repository as base_repository
 from registry.base_models import service as base_models
@@ -100,6 +100,8 @@ def record(session: WriteSession, subject: TenantSubject, name: str, wanted: Pus
 
 
 def _manifest(session: ReadSession, tenant_id: str, wanted: PushIn) -> VersionManifest:
+    for path in wanted.files:
+        require_safe_path(path)  # before any message repeats it
     sizes = blobs.sizes(session, tenant_id, set(wanted.files.values()))
     for path, sha256 in sorted(wanted.files.items()):
         if sha256 not in sizes:

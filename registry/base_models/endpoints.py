@@ -46,4 +46,4 @@ def delete_base_model(name: Name, *, subject: Admin, session: WriteSessionDep) -
 
 def _show(revision: BaseModelRevision, subject: Subject) -> BaseModelOut:
     out = BaseModelOut.model_validate(revision, from_attributes=True)
-    return out if subject.is_admin else out.model_copy(update={"source": None, "location": None})
+    return out if subject.is_admin else out.model_copy(update={"source": None, "location": None, "reason": None})

@@ -41,7 +41,7 @@ class Failure(BaseModel):
 
 
 class BaseModelOut(BaseModel):
-    """`source` and `location` are paths on the operator's machines, so only admin keys see them."""
+    """`source`, `location` and `reason` tell paths on the operator's machines, so only admin keys see them."""
 
     name: str
     status: Literal["pending", "ready", "failed"]

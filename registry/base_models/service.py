@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 
+from registry.artifact.errors import printable
 from registry.audit import service as audit
 from registry.base_models import repository
 from registry.base_models.models import FAILED, PENDING, READY, BaseModelRevision
@@ -196,6 +197,7 @@ def _refuse_change(revision: BaseModelRevision, wanted: BaseModelIn) -> None:
 
 
 def _no_choice(*, named: str | None, upstream: str | None, matches: list[BaseModelRevision]) -> Invalid:
+    upstream = printable(upstream or "")  # a stranger's config may hold anything of any length
     if matches:
         names = ", ".join(revision.name for revision in matches)
         return Invalid(

@@ -93,10 +93,8 @@ class LocalBlobStore:
         return LocalUpload(self._uploads / uuid4().hex, address, sha256=sha256, max_bytes=max_bytes)
 
     def size(self, tenant_id: str, sha256: str) -> int | None:
-        try:
-            return self._address(tenant_id, sha256).stat().st_size
-        except FileNotFoundError:
-            return None
+        status = _stat(self._address(tenant_id, sha256))
+        return None if status is None else status.st_size
 
     def open(self, tenant_id: str, sha256: str) -> BinaryIO:
         try:
@@ -113,8 +111,8 @@ class LocalBlobStore:
     def list(self, tenant_id: str | None = None) -> Iterator[StoredBlob]:
         pattern = "*/*" if tenant_id is None else f"{tenant_id}/*"
         for path in self._root.glob(pattern):
-            if path.parent.name != UPLOADS and _SHA256.fullmatch(path.name):
-                status = path.stat()
+            status = _stat(path)
+            if status is not None and path.parent.name != UPLOADS and _SHA256.fullmatch(path.name):
                 stored_at = dt.datetime.fromtimestamp(status.st_mtime, tz=dt.UTC)
                 yield StoredBlob(path.parent.name, path.name, status.st_size, stored_at)
 
@@ -138,10 +136,13 @@ class LocalBlobStore:
     def remove_stale_uploads(self, *, older_than_s: float = STALE_UPLOAD_S) -> int:
         # a running upload touches its file, so age is safe to go by
         oldest = time.time() - older_than_s
-        stale = [path for path in self._uploads.iterdir() if path.stat().st_mtime < oldest]
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
+        removed = 0
+        for path in self._uploads.iterdir():
+            status = _stat(path)
+            if status is not None and status.st_mtime < oldest:
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
 
     def _address(self, tenant_id: str, sha256: str) -> Path:
         assert _TENANT_ID.fullmatch(tenant_id), f"{tenant_id!r} is no tenant id: callers pass ids, never user input"
@@ -160,6 +161,14 @@ def _full_disk_is_an_error() -> Iterator[None]:
             "the disk below the blobs is full and nothing of this upload was kept; free space or ask the operator, then upload again",
             remedy="free space, then upload again",
         ) from error
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """None for a file that another process took away a moment ago."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def _read_chunks(file: BinaryIO, *, length: int | None) -> Iterator[bytes]:

@@ -166,6 +166,17 @@ def test_bytes_that_a_disk_lost_are_asked_for_again(acme: Pusher, work: Work, se
     assert acme.get("/adapters/pirate/versions/1")["status"] == "ready"
 
 
+def test_what_a_stranger_wrote_is_not_repeated_at_length(acme: Pusher) -> None:
+    long_path = acme.call("POST", "/adapters/pirate/versions", json={"files": {"x" * 10**5: "0" * 64}})
+    assert (long_path.status_code, long_path.json()["code"]) == (422, "unsafe_path")
+    long_name = acme.push("pirate", adapter(base_name="\x1b[31m" + "y" * 900))
+    assert (long_name.status_code, long_name.json()["code"]) == (422, "base_model_unknown")
+    for response in (long_path, long_name):
+        assert len(response.content) < 1500
+        assert "y" * 300 not in response.text
+        assert "\\u001b[31m" not in response.text
+
+
 class TestBaseModel:
     def test_is_found_by_the_config(self, acme: Pusher) -> None:
         assert acme.push("pirate", adapter()).json()["base_model"] == "tiny"

@@ -164,6 +164,12 @@ class TestWhoSeesWhat:
         assert listed == [shown]
         assert str(folder) not in str(listed)
 
+    def test_nor_why_an_import_failed(self, reader: Pusher, operator: Pusher, tmp_path: Path, *, work: Work) -> None:
+        operator.call("POST", "/base-models", json=wanted(tmp_path / "absent", "broken"))
+        work()
+        assert str(tmp_path) in operator.get("/base-models/broken")["reason"]["detail"]
+        assert (reader.get("/base-models/broken")["status"], reader.get("/base-models/broken")["reason"]) == ("failed", None)
+
     def test_only_admins_change_them(self, reader: Pusher, folder: Path) -> None:
         assert reader.call("POST", "/base-models", json=wanted(folder, "other")).status_code == 403
         assert reader.call("DELETE", "/base-models/tiny").status_code == 403
