@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
@@ -40,12 +41,22 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(state_dir=tmp_path / "state", secret_key=SecretStr(SECRET_KEY), database_busy_timeout_s=10.0)
 
 
-@pytest.fixture
-def database(settings: Settings) -> Iterator[Database]:
-    """A file, because threads share it; tables made from the models, as `alembic check` says migrations make them."""
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.resolved_database_url, busy_timeout_s=settings.database_busy_timeout_s)
+@pytest.fixture(scope="session")
+def database_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables made once, from the models; `tests/registry/migrations` says that migrations make the same."""
+    path = tmp_path_factory.mktemp("template") / "lorary.sqlite3"
+    database = Database(f"sqlite:///{path}")
     metadata.create_all(database.engine)
+    database.close()
+    return path
+
+
+@pytest.fixture
+def database(settings: Settings, database_template: Path) -> Iterator[Database]:
+    """A file, because threads share it."""
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    shutil.copy(database_template, settings.state_dir / "lorary.sqlite3")
+    database = Database(settings.resolved_database_url, busy_timeout_s=settings.database_busy_timeout_s)
     yield database
     database.close()
 
