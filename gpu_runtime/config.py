@@ -29,7 +29,7 @@ class RuntimeConfig:
     port: int = 8100
     device: str = "cpu"
     dtype: str = "float32"  # of base weights and KV
-    threads: int = 0  # of torch and numba; 0: all cores
+    threads: int = 0  # of the kernels; 0: all cores
     pool_bytes: int = 0  # 0: an eighth of the machine's memory, at least 64 MiB and at most 4 GiB
     poison_freed: bool = False  # fill freed pages with 0xFF: on in tests
     num_slots: int = 64  # adapters in the pool at once

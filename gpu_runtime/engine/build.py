@@ -43,13 +43,13 @@ def build_engine(
     executor: Executor | None = None,
     sampler: Sampler = sample,
 ) -> Engine:
-    """Load the base model of `config.model_dir` and make an engine around it.
+    """Load the base model of `config.model_dir` and make an engine around it. On a CPU torch itself keeps one thread from then on.
 
     `base_digest`: refuse forms made for any other base model; None takes every form that fits by shape. `executor` runs
     the pulls (default: a pool of threads). Raises ValueError for a model that this runtime cannot serve, or a pool too small.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if config.device == "cpu":
+        torch.set_num_threads(1)  # of this process: the kernels have a team of their own, and two pools that spin fight for the cores
     raw = json.loads((config.model_dir / "config.json").read_bytes())
     spec = ModelSpec.from_config(raw)
     layout = page_layout(spec, dtype=getattr(torch, config.dtype))
@@ -109,7 +109,7 @@ def _default_pool_bytes() -> int:
 
 def _model(config: RuntimeConfig, spec: ModelSpec, *, pool: PagePool, layout: PageLayout, tables: SlotTables, max_positions: int) -> Llama:
     weights = load_weights(config.model_dir, spec=spec, dtype=getattr(torch, config.dtype), device=config.device)
-    kernels = select_backend(config.device)
+    kernels = select_backend(config.device, threads=config.threads or None)
     return Llama(spec, weights=weights, kernels=kernels, pool=pool, layout=layout, tables=tables, max_positions=max_positions)
 
 

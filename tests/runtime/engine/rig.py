@@ -127,6 +127,7 @@ class Rig:
     source: LocalSource
     recorder: LogitRecorder
     outputs: dict[str, list[StepOutput]] = field(default_factory=dict)
+    checks_steps: bool = True  # a large poisoned pool takes longer to check than to use: then only at the end
 
     @classmethod
     def build(cls, model_dir: Path, *, pool_pages: int = 64, executor: Executor | None = None, **settings: Any) -> Rig:
@@ -134,7 +135,9 @@ class Rig:
         recorder = LogitRecorder()
         defaults = {"poison_freed": True, "max_batch_requests": 8, "max_step_tokens": 64, "num_slots": 8, "threads": 1}
         config = RuntimeConfig(model_dir, **{**defaults, "pool_bytes": pool_pages * page_bytes(model_dir), **settings})
+        num_threads = torch.get_num_threads()
         engine = build_engine(config, source, base_digest=BASE_DIGEST, sampler=recorder, executor=executor)
+        torch.set_num_threads(num_threads)  # the oracle shares the process
         return cls(engine, source, recorder)
 
     def add(
@@ -150,7 +153,8 @@ class Rig:
         outputs = self.engine.step()
         for output in outputs:
             self.outputs.setdefault(output.request_id, []).append(output)
-        self.engine.check_integrity()
+        if self.checks_steps:
+            self.engine.check_integrity()
         return outputs
 
     def run(self, *, until: Callable[[], bool] | None = None, limit_s: float = 60.0) -> None:
