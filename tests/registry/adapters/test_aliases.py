@@ -45,9 +45,9 @@ def test_new_means_new(pirate: Pusher) -> None:
     assert pirate.put_alias("pirate", "default", 2, **{"If-Match": "*"}).status_code == 200
 
 
-@pytest.mark.parametrize("headers", [{"If-Match": "1"}, {"If-Match": 'W/"1"'}, {"If-Match": '"1"', "If-None-Match": "*"}])
-def test_preconditions_that_cannot_be_read(pirate: Pusher, headers: dict[str, str]) -> None:
-    assert pirate.put_alias("pirate", "default", 2, **headers).status_code == 400
+def test_preconditions_that_cannot_be_read(pirate: Pusher) -> None:
+    for headers in [{"If-Match": "1"}, {"If-Match": 'W/"1"'}, {"If-Match": '"1"', "If-None-Match": "*"}]:
+        assert pirate.put_alias("pirate", "default", 2, **headers).status_code == 400, headers
 
 
 def test_only_ready_versions(pirate: Pusher) -> None:
@@ -60,9 +60,9 @@ def test_only_ready_versions(pirate: Pusher) -> None:
     assert pirate.put_alias("pirate", "prod", 2, **NEW).status_code == 422
 
 
-@pytest.mark.parametrize("name", ["7", "007", "Prod", "-x", "a" * 64, "a b"])
-def test_names_that_cannot_be(pirate: Pusher, name: str) -> None:
-    assert pirate.put_alias("pirate", name, 1, **NEW).status_code == 422
+def test_names_that_cannot_be(pirate: Pusher) -> None:
+    for name in ["7", "007", "Prod", "-x", "a" * 64, "a b"]:
+        assert pirate.put_alias("pirate", name, 1, **NEW).status_code == 422, name
 
 
 def test_the_same_version_again_is_no_move(pirate: Pusher) -> None:
