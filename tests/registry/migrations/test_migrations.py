@@ -131,19 +131,3 @@ def test_the_shipped_ini_serves_the_alembic_command(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "x.sqlite3") as connection:
         assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (migrations.head_revision(),)
     connection.close()
-
-
-@pytest.mark.full
-def test_on_postgresql(tmp_path: Path) -> None:
-    pgserver = pytest.importorskip("pgserver")
-    pytest.importorskip("psycopg")
-    server = pgserver.get_server(tmp_path / "pg")
-    try:
-        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        migrations.upgrade(url)
-        assert migrations.check(url) == []
-        migrations.downgrade(url, "base")
-        assert migrations.revision_of(url) is None
-        migrations.upgrade(url)
-    finally:
-        server.cleanup()
