@@ -17,12 +17,13 @@ from structlog.typing import Processor
 REDACTED = "[redacted]"
 _SECRET = re.compile(r"lry_[0-9A-Za-z]+_[0-9A-Za-z]+|eyJ[\w-]+\.[\w-]+\.[\w-]+")
 _SECRET_KEYS = frozenset({"authorization", "token", "secret", "secret_key", "password", "grant", "api_key"})
+_NOISE = frozenset({"color_message"})  # uvicorn's own event once more, with escape codes
 _QUIET_LOGGERS = ("httpx2", "httpcore2", "alembic", "uvicorn.access", "asyncio")
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """A structlog processor; also walks into lists and dicts."""
-    return {key: _clean(key, value) for key, value in event.items()}
+    return {key: _clean(key, value) for key, value in event.items() if key not in _NOISE}
 
 
 def _clean(key: str, value: Any) -> Any:
