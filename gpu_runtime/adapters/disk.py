@@ -39,7 +39,8 @@ class DiskCache:
     def __init__(self, root: Path, *, max_bytes: int) -> None:
         self._root = root
         self._max_bytes = max_bytes
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of _keys
+        self._writing = threading.Lock()  # entries come and go one at a time in this process; other processes share by renames
         root.mkdir(parents=True, exist_ok=True)
         self._remove_stale()
         self._keys = {key: path for path in self._entries() if (key := _read_key(path)) is not None}
@@ -73,24 +74,14 @@ class DiskCache:
         """Keep `form`, evicting older entries. False, with nothing left behind, where the disk or the budget has no room for it."""
         if form.num_bytes > self._max_bytes:
             return False
-        temporary: Path | None = None
-        try:
-            self._make_room(form.num_bytes, keep=self._path(form.key))
-            temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self._root))
-            _write(temporary, form)
-            self._publish(temporary, form.key)
-        except OSError as error:
-            log.warning("disk_cache.not_written", extra={"form_digest": form.key.form_digest, "reason": str(error)})
-            return False
-        finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return True
+        with self._writing:
+            return self._insert(form)
 
     def drop(self, key: AdapterKey) -> None:
         """Remove an entry. Absent ones are fine."""
-        self._forget(key)
-        self._remove(self._path(key))
+        with self._writing:
+            self._forget(key)
+            self._remove(self._path(key))
 
     def check_integrity(self) -> None:
         """Every known entry is complete and verified, and together they keep the budget."""
@@ -98,6 +89,22 @@ class DiskCache:
             _read(self._path(key), key)
         total = sum(_size(path) for path in self._entries())
         assert total <= self._max_bytes, f"{total} bytes are kept, the budget is {self._max_bytes}"
+
+    def _insert(self, form: Form) -> bool:
+        temporary: Path | None = None
+        try:
+            self._make_room(form.num_bytes, keep=self._path(form.key))
+            temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self._root))
+            _write(temporary, form)
+            self._publish(temporary, form.key)
+            self._make_room(0, keep=self._path(form.key))  # another process may have written meanwhile
+        except OSError as error:
+            log.warning("disk_cache.not_written", extra={"form_digest": form.key.form_digest, "reason": str(error)})
+            return False
+        finally:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return True
 
     def _publish(self, temporary: Path, key: AdapterKey) -> None:
         path = self._path(key)
@@ -118,7 +125,7 @@ class DiskCache:
                 aged.append((path.stat().st_mtime_ns, _size(path), path))
             except FileNotFoundError:
                 continue  # another process evicted it
-        total = sum(size for _, size, path in aged if path != keep) + num_bytes
+        total = sum(size for _, size, _ in aged) + num_bytes
         for _, size, path in sorted(aged):
             if total <= self._max_bytes:
                 return

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,10 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, max_bytes=4 * SIZE)
     assert not list(tmp_path.glob("tmp-*"))
     assert None not in map(cache.load, cache.keys())
+
+
+def test_threads_that_insert_at_once_keep_the_budget(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, max_bytes=2 * SIZE)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(cache.insert, FORMS * 4))
+    cache.check_integrity()
