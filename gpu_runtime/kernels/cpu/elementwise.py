@@ -24,7 +24,7 @@ _LOG2_E, _LN2_HIGH, _LN2_LOW = _f(1.4426950408889634), _f(0.693359375), _f(-2.12
 _ROUND, _ROUND_BITS = _f(12582912.0), 0x4B400000  # 1.5 * 2^23: adding it rounds to a whole number in the low bits
 _MOST, _LEAST = _f(88.3), _f(-87.3)
 _C2, _C3, _C4, _C5, _C6, _C7 = (_f(1 / math.factorial(k)) for k in range(2, 8))
-_ONE = _f(1)
+_ONE, _ZERO, _INFINITE = _f(1), _f(0), _f(math.inf)
 
 _square = make_dots(1, 1, F32)
 
@@ -46,14 +46,16 @@ def exp(value):  # type: ignore[no-untyped-def]
 
     e^v = 2^n * e^r with n = round(v / ln 2) and |r| <= ln 2 / 2 (Cody and Waite), e^r by its Taylor polynomial.
     """
-    value = _MOST if value > _MOST else value
-    value = _LEAST if value < _LEAST else value
-    shifted = value * _LOG2_E + _ROUND
+    bounded = _MOST if value > _MOST else value
+    bounded = _LEAST if bounded < _LEAST else bounded
+    shifted = bounded * _LOG2_E + _ROUND
     whole = shifted - _ROUND
-    rest = value - whole * _LN2_HIGH - whole * _LN2_LOW
+    rest = bounded - whole * _LN2_HIGH - whole * _LN2_LOW
     series = _ONE + rest * (_ONE + rest * (_C2 + rest * (_C3 + rest * (_C4 + rest * (_C5 + rest * (_C6 + rest * _C7))))))
     exponent = np.int32((np.int32(_bits(shifted) - np.int32(_ROUND_BITS)) + np.int32(127)) << np.int32(23))
-    return series * _from_bits(exponent)
+    result = series * _from_bits(exponent)
+    result = _INFINITE if value > _MOST else result
+    return _ZERO if value < _LEAST else result
 
 
 @inlined

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from gpu_runtime.core import NO_SLOT
-from gpu_runtime.kernels.backend import Kernels, select_backend
+from gpu_runtime.core import NO_SLOT, TARGETS
+from gpu_runtime.kernels.backend import AdapterTables, Decoder, DecoderSpec, Kernels, LayerWeights, select_backend
 from gpu_runtime.kernels.batch import BatchRow, build_batch
+from gpu_runtime.kernels.cpu.kernels import CpuKernels
+from gpu_runtime.kernels.decoder import OpByOpDecoder
 from gpu_runtime.memory.layout import PageLayout
 from gpu_runtime.memory.pages import PagePool
+from gpu_runtime.memory.plan import Site, plan_adapter
 from gpu_runtime.memory.tables import SlotTables
 from gpu_runtime.models.llama import Llama
 from gpu_runtime.models.spec import ModelSpec
@@ -39,17 +43,29 @@ MODELS = {
 class Runner:
     """The runtime's model with a small poisoned pool, stepped by hand."""
 
-    def __init__(self, model_dir: Path, *, kernels: Kernels, num_pages: int = 64) -> None:
+    def __init__(self, model_dir: Path, *, kernels: Kernels, num_pages: int = 64, num_slots: int = 1) -> None:
         spec = ModelSpec.from_config(json.loads((model_dir / "config.json").read_text()))
         self.layout = PageLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim)
         self.pool = PagePool(num_pages=num_pages, page_bytes=self.layout.page_bytes, poison_freed=True)
-        tables = SlotTables(num_slots=2, num_layers=spec.num_layers, max_rank=8)
+        self.tables = SlotTables(num_slots=num_slots, num_layers=spec.num_layers, max_rank=8)
         weights = load_weights(model_dir, spec=spec)
-        self.model = Llama(spec, weights=weights, kernels=kernels, pool=self.pool, layout=self.layout, tables=tables)
+        self.model = Llama(spec, weights=weights, kernels=kernels, pool=self.pool, layout=self.layout, tables=self.tables)
 
     def pages(self, num_tokens: int) -> list[int]:
         """Pages in descending order, so that a table that is read as a range fails."""
         return sorted(self.pool.allocate(self.layout.pages_for(num_tokens), owner="test"), reverse=True)
+
+    def install_random_adapter(self, slot: int, *, rank: int) -> None:
+        """On every linear; the same slot and rank give the same weights."""
+        spec = self.model.spec
+        sites = [Site(layer, target, rank, *spec.target_shape(target)) for layer in range(spec.num_layers) for target in TARGETS]
+        plan = plan_adapter(self.layout, sites, 2)
+        pages = self.pool.allocate(plan.num_pages, owner=f"adapter {slot}")
+        generator = torch.Generator().manual_seed(slot)
+        for page in pages:
+            noise = 0.1 * torch.randn(self.layout.page_bytes // 2, generator=generator)
+            self.pool.data[page] = noise.bfloat16().view(torch.uint8)
+        self.tables.install(slot, plan, pages, [1.0] * len(sites), torch.bfloat16)
 
     def step(self, *rows: BatchRow) -> torch.Tensor:
         return self.model.forward(build_batch(rows, tokens_per_page=self.layout.tokens_per_page))
@@ -113,3 +129,31 @@ def test_real_model_logits_equal_transformers(kernels: Kernels, base_model_dir: 
     runner = Runner(base_model_dir, kernels=kernels)
     prompts = random_prompts(runner.model.spec.vocab_size, [8, 23, 50])
     assert worst_difference(base_model_dir, runner, prompts, chunk=16) < 1e-3
+
+
+class OpByOp(CpuKernels):
+    """The CPU's ops composed in Python: the compiled decoder must do the same, bit for bit."""
+
+    def decoder(
+        self, spec: DecoderSpec, *, layers: Sequence[LayerWeights], kv: torch.Tensor, pool: torch.Tensor, tables: AdapterTables
+    ) -> Decoder:
+        return OpByOpDecoder(self, spec=spec, layers=layers, kv=kv, pool=pool, tables=tables)
+
+
+def test_the_compiled_decoder_is_its_ops_in_order(tmp_path: Path) -> None:
+    model_dir = make_tiny_model(tmp_path, num_heads=6, num_kv_heads=2, hidden_size=96)
+    compiled, composed = (Runner(model_dir, kernels=kernels, num_slots=2) for kernels in (CpuKernels(threads=3), OpByOp(threads=1)))
+    prompts = random_prompts(compiled.model.spec.vocab_size, [30, 9, 17, 4])
+    seen = []
+    for runner in (compiled, composed):
+        for slot in (0, 1):
+            runner.install_random_adapter(slot, rank=3 + 5 * slot)
+        pages = [runner.pages(len(prompt) + 1) for prompt in prompts]
+        rows = [BatchRow(prompt, 0, held, slot) for prompt, held, slot in zip(prompts, pages, [0, NO_SLOT, 1, 1], strict=True)]
+        first = runner.step(*rows)
+        nexts = [BatchRow([5], len(row.token_ids), row.pages, row.slot) for row in rows]
+        seen.append((first, runner.step(*nexts), runner.step(*nexts[::-1]).flip(0)))
+    for one, other in zip(*seen, strict=True):
+        assert one.equal(other)
+    assert seen[0][1].equal(seen[0][2]), "the order of a batch must not matter"
+    assert seen[0][0].isfinite().all()

@@ -1,0 +1,88 @@
+"""Sampling: greedy, temperature, top_k, top_p, seeds, log-probabilities."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from gpu_runtime.core import SamplingParams
+from gpu_runtime.kernels.sample import FIRST_CANDIDATES, SampleRow, sample, uniform
+
+
+def draw(logits: torch.Tensor, params: SamplingParams, *, count: int = 4000, seed: int = 5) -> Counter[int]:
+    rows = [SampleRow(params, seed, position) for position in range(count)]
+    return Counter(int(found.token_id or 0) for found in sample(logits.expand(count, -1), rows))
+
+
+def test_greedy_takes_the_largest_and_the_first_of_equals() -> None:
+    logits = torch.tensor([[0.0, 3.0, 3.0, 1.0], [5.0, 3.0, 3.0, 1.0]])
+    greedy = SamplingParams(temperature=0)
+    assert [found.token_id for found in sample(logits, [SampleRow(greedy, 0, 0)] * 2)] == [1, 0]
+
+
+def test_drawn_frequencies_follow_the_softmax() -> None:
+    logits = torch.tensor([1.0, 0.0, 2.0, -1.0])
+    for temperature in (0.5, 1.0, 2.0):
+        counts = draw(logits, SamplingParams(temperature=temperature))
+        expected = (logits / temperature).softmax(-1)
+        for token in range(4):  # 4000 draws: five standard deviations are below 0.04
+            assert abs(counts[token] / 4000 - float(expected[token])) < 0.04
+
+
+def test_top_k_keeps_the_k_largest_in_proportion() -> None:
+    counts = draw(torch.tensor([1.0, 0.0, 2.0, -1.0]), SamplingParams(top_k=2))
+    assert set(counts) == {0, 2}
+    assert abs(counts[2] / 4000 - 0.731) < 0.04
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.1, {2}), (0.6, {2}), (0.7, {0, 2}), (0.96, {0, 1, 2}), (0.999, {0, 1, 2, 3})])
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[int]) -> None:
+    logits = torch.tensor([1.0, 0.0, 2.0, -1.0])  # softmax 0.237 0.087 0.644 0.032
+    assert set(draw(logits, SamplingParams(top_p=top_p))) == kept
+
+
+def test_top_p_applies_to_what_top_k_left() -> None:
+    logits = torch.tensor([1.0, 0.0, 2.0, -1.0])  # of the two largest: 0.731 and 0.269
+    assert set(draw(logits, SamplingParams(top_k=2, top_p=0.73))) == {2}
+    assert set(draw(logits, SamplingParams(top_k=2, top_p=0.74))) == {0, 2}
+
+
+def test_top_p_looks_beyond_the_first_candidates() -> None:
+    flat = torch.zeros(4 * FIRST_CANDIDATES)
+    counts = draw(flat, SamplingParams(top_p=0.75))
+    assert 2.5 * FIRST_CANDIDATES < len(counts) <= 3 * FIRST_CANDIDATES + 1
+
+
+def test_a_draw_depends_on_seed_and_position_alone() -> None:
+    logits = torch.randn(3, 500, generator=torch.Generator().manual_seed(0))
+    params = SamplingParams(temperature=1.5, top_p=0.9)
+    rows = [SampleRow(params, seed, position) for seed, position in [(1, 7), (2, 7), (1, 8)]]
+    together = [found.token_id for found in sample(logits, rows)]
+    alone = [sample(logits[at : at + 1], [row])[0].token_id for at, row in enumerate(rows)]
+    assert together == alone
+    assert len({uniform(seed, position) for seed in range(20) for position in range(20)}) == 400
+
+
+def test_logprobs_are_of_the_unmodified_distribution() -> None:
+    logits = torch.tensor([[1.0, 0.0, 2.0, -1.0]])
+    [found] = sample(logits, [SampleRow(SamplingParams(temperature=0.3, top_k=1, logprobs=2), 0, 0)])
+    expected = logits[0].log_softmax(-1)
+    assert found.logprob is not None
+    assert found.token_id == found.logprob.token_id == 2
+    assert found.logprob.logprob == pytest.approx(float(expected[2]))
+    assert [token for token, _ in found.logprob.top] == [2, 0]
+    assert [value for _, value in found.logprob.top] == pytest.approx([float(expected[2]), float(expected[0])])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_is_not_finite_fails_alone(bad: float, temperature: float) -> None:
+    logits = torch.zeros(3, 10)
+    logits[1, 4] = bad
+    logits[2, :9] = -torch.inf
+    found = sample(logits, [SampleRow(SamplingParams(temperature=temperature), 0, at) for at in range(3)])
+    assert found[0].token_id is not None
+    assert found[1].token_id is None
+    assert found[2].token_id == 9
