@@ -98,7 +98,10 @@ def play(lorary: Lorary) -> None:
     for tenant, adapter in TENANTS.items():
         step(f"tenant {tenant!r} pushes {adapter!r}")
         keys[tenant] = tenant_key(lorary, tenant)
-        console.print(lorary.cli("adapters", "push", adapter, str(ADAPTERS / adapter), key=keys[tenant]).stdout.strip())
+        version = lorary.cli_json("adapters", "push", adapter, str(ADAPTERS / adapter), key=keys[tenant])
+        console.print(
+            f"  {adapter}@{version['number']} is {version['status']}: rank {version['rank']}, {version['size_bytes'] // 1024} KiB"
+        )
     step("one mixed batch: both adapters and the base model")
     started = time.monotonic()
     rows = asyncio.run(mixed_batch(lorary, keys))
