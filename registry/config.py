@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEFAULT_STATE_DIR = Path.home() / ".lorary"
 
@@ -46,8 +47,19 @@ class Settings(BaseSettings):
     job_poll_s: float = Field(default=0.5, gt=0)
     job_max_attempts: int = Field(default=5, ge=1)
 
+    outbound_allow_http: bool = Field(default=False, description="Let tenants' URLs be http://, not https:// alone.")
+    outbound_allow_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts, addresses and CIDR ranges, comma-separated, that tenants' URLs may reach though they are not public.",
+    )
+
     log_format: str = Field(default="json", pattern="^(json|console)$")
     log_level: str = "INFO"
+
+    @field_validator("outbound_allow_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @cached_property
     def resolved_database_url(self) -> str:
