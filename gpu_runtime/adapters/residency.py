@@ -177,6 +177,7 @@ class Residency:
         held = [*self._residents.values(), *self._draining]
         slots = [resident.slot for resident in held]
         assert sorted([*slots, *self._free_slots]) == list(range(self._tables.num_slots)), f"slots {slots} and free {self._free_slots}"
+        assert not self._tables.ranks[self._free_slots].any(), "a free slot still points into the pool"
         pages = [page for resident in held for page in resident.pages]
         assert len(set(pages)) == len(pages), "two adapters share a page"
         for resident in held:
