@@ -163,4 +163,9 @@ def select_backend(device: str = "cpu", *, threads: int | None = None, reference
         raise ValueError(f"device is {device!r}; this version computes on cpu")
     from gpu_runtime.kernels.cpu.kernels import CpuKernels  # noqa: PLC0415 - numba loads only where it computes
 
-    return CpuKernels(threads=threads or len(os.sched_getaffinity(0)))
+    return CpuKernels(threads=threads or _usable_cores())
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on, where the system can say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,7 +17,7 @@ import numpy as np
 from gpu_runtime.kernels.cpu.compiled import inlined
 from gpu_runtime.kernels.cpu.elementwise import exp
 from gpu_runtime.kernels.cpu.sync import claim, finish, wait
-from gpu_runtime.kernels.cpu.vectors import F32, make_combine, make_dots
+from gpu_runtime.kernels.cpu.vectors import F32, make_combine, make_dots, prefetch
 
 _dots14, _dots24, _dots34, _dots44 = (make_dots(heads, 4, F32) for heads in (1, 2, 3, 4))
 _dots11, _dots21, _dots31, _dots41 = (make_dots(heads, 1, F32) for heads in (1, 2, 3, 4))
@@ -130,6 +130,13 @@ def _softmax(scores, start, length, scale):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def _announce(address, num_bytes):  # type: ignore[no-untyped-def]
+    """Prefetch a block that is needed next: blocks lie a page apart, where the hardware does not look ahead."""
+    for at in range(0, num_bytes, 64):
+        prefetch(address + at)
+
+
+@inlined
 def _attend(kv, layer, kv_head, table, length, q, heads, out, scale, scratch):  # type: ignore[no-untyped-def]
     """Up to four query heads at address `q` over the first `length` tokens of `table`, into address `out`."""
     tokens_per_page, depth = kv.shape[4], kv.shape[5]
@@ -142,12 +149,16 @@ def _attend(kv, layer, kv_head, table, length, q, heads, out, scale, scratch):  
     for at in range(num_pages):
         first = at * tokens_per_page
         count = min(tokens_per_page, length - first)
+        following = keys + table[at + 1] * page_bytes if at + 1 < num_pages else values + table[0] * page_bytes
+        _announce(following, block_bytes)
         _score(heads, q, depth * 4, depth, scores + first * 4, length * 4, keys + table[at] * page_bytes, count)
     for head in range(heads):
         _softmax(scratch, head * length, length, scale)
     for at in range(num_pages):
         first = at * tokens_per_page
         count = min(tokens_per_page, length - first)
+        if at + 1 < num_pages:
+            _announce(values + table[at + 1] * page_bytes, block_bytes)
         _weigh(heads, out, depth * 4, depth, scores + first * 4, length * 4, values + table[at] * page_bytes, count)
 
 

@@ -24,7 +24,10 @@ _DIGEST = _source_digest()
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile without the GIL, cached on disk (numba's NUMBA_CACHE_DIR decides where) under a name that follows the sources."""
     function.__qualname__ = f"{function.__qualname__}-{_DIGEST}"
-    return njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
+    try:
+        return njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
+    except RuntimeError:  # numba finds no folder that it may write: every process compiles for itself
+        return inlined(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 Work = Callable[[int], None]
+Inbox = SimpleQueue[Work | None]
 
 
 class Team:
@@ -19,9 +21,10 @@ class Team:
     def __init__(self, size: int) -> None:
         assert size >= 1, f"a team has at least its caller, not {size} threads"
         self.size = size
-        self._inboxes: list[SimpleQueue[Work]] = [SimpleQueue() for _ in range(size - 1)]
+        self._inboxes: list[Inbox] = [SimpleQueue() for _ in range(size - 1)]
         for index, inbox in enumerate(self._inboxes, start=1):
             threading.Thread(target=_help, args=(index, inbox), name=f"lorary-kernels-{index}", daemon=True).start()
+        weakref.finalize(self, _dismiss, self._inboxes)
 
     def run(self, work: Work) -> None:
         for inbox in self._inboxes:
@@ -29,6 +32,20 @@ class Team:
         work(0)
 
 
-def _help(index: int, inbox: SimpleQueue[Work]) -> None:
-    while True:
-        inbox.get()(index)
+def _help(index: int, inbox: Inbox) -> None:
+    while (work := _newest(inbox)) is not None:
+        work(index)
+        del work  # or its buffers would live on until the next step
+
+
+def _newest(inbox: Inbox) -> Work | None:
+    """Waits for work. What was asked before the last request is done already."""
+    work = inbox.get()
+    while work is not None and not inbox.empty():
+        work = inbox.get()
+    return work
+
+
+def _dismiss(inboxes: Sequence[Inbox]) -> None:
+    for inbox in inboxes:
+        inbox.put(None)

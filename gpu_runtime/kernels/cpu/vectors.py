@@ -202,6 +202,19 @@ def _emit_combine(b: Any, args: Values, num_tokens: int, num_rows: int, code: in
     _loop(b, whole, width, 1, [], body(vector=False))
 
 
+@intrinsic
+def prefetch(_context, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line at `address`; a hint that never faults."""
+
+    def emit(b: Any, args: Values) -> None:
+        pointer = b.inttoptr(args[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        hint = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        b.call(hint, [pointer, *(ir.Constant(_I32, value) for value in (0, 3, 1))])  # a read, keep it close, data
+
+    return _void(emit, 1)
+
+
 def make_tile(num_tokens: int) -> Any:
     """tile(weights, x, x_stride, depth, y, y_stride): addresses, strides in bytes; writes `num_tokens` x PANEL results."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 
@@ -85,3 +86,15 @@ def test_many_calls_from_another_thread_give_the_same_result() -> None:
     thread.start()
     thread.join()
     assert wrong == []
+
+
+def test_helpers_leave_with_their_team() -> None:
+    kernels = select_backend(threads=3)
+    helpers = [thread for thread in threading.enumerate() if thread.name.startswith("lorary-kernels")]
+    kernels.linear(randn(2, 8), weight=kernels.pack(randn(4, 8)))
+    mine = helpers[-2:]
+    del kernels
+    gc.collect()
+    for thread in mine:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
