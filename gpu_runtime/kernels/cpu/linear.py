@@ -4,7 +4,8 @@ Semantics: y[t, o] = sum_d x[t, d] * W[o, d].
 
 W is packed into panels of PANEL output features, (panels, D, PANEL), so that one panel is one sequential stream of memory
 and every token needs only broadcasts of x. Floor, SmolLM2-135M fp32: 425 MB for the layers and 113 MB for the head a step
-(about 22 ms at 25 GB/s), and 2 * 135e6 FLOPs a token (about 20 ms for 16 tokens at 220 GFLOP/s): the two meet at batch 16.
+(15 to 22 ms at 25 to 37 GB/s), and 2 * 135e6 FLOPs a token. Two AVX-512 vCPUs of a shared machine reach 112 GFLOP/s, so
+16 tokens take 38 ms of arithmetic: from about 8 tokens on a step is bound by arithmetic, below by memory.
 """
 
 from __future__ import annotations
