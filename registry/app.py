@@ -17,6 +17,7 @@ from registry.blobs import endpoints as blobs
 from registry.blobs.service import open_blob_store
 from registry.config import Settings, load_settings
 from registry.db import Database
+from registry.hub import endpoints as hub
 from registry.jobs import endpoints as jobs
 from registry.middleware import BodyLimit, RequestContext
 from registry.openapi import install_openapi
@@ -64,6 +65,7 @@ def _include_routers(app: FastAPI) -> None:
     for domain in (tenants, audit, jobs, blobs, base_models, adapters, serving):
         app.include_router(domain.router, prefix=API_PREFIX)
     app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
+    app.include_router(hub.hub_router)
 
 
 @asynccontextmanager

@@ -55,8 +55,14 @@ def render(
     headers = error.headers() | (headers or {}) | ({REQUEST_ID_HEADER: request_id} if request_id else {})
     if _speaks_openai(request):
         return JSONResponse(error.openai(), status_code=error.status, headers=headers)
+    if not request.url.path.startswith("/api/v1/"):
+        headers["X-Error-Message"] = _one_line(error.detail)  # all that huggingface_hub shows of an error
     body = error.problem(instance=request.url.path) | (extra or {}) | ({"request_id": request_id} if request_id else {})
     return JSONResponse(body, status_code=error.status, headers=headers, media_type=PROBLEM_JSON)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).encode("ascii", "replace").decode()[:500]
 
 
 def _speaks_openai(request: Request) -> bool:

@@ -36,6 +36,7 @@ class World:
     replica_id: str
     model: str
     name: str
+    revision: str = "default"
 
 
 # operation -> kind of rule, and a body where one is needed
@@ -87,6 +88,13 @@ TABLE: dict[str, tuple[str, JSON | None]] = {
     "POST /api/v1/replicas/{replica_id}/heartbeat": (REPLICA, None),
     "POST /api/v1/resolve": (REPLICA, None),
     "GET /api/v1/pull/{sha256}": (REPLICA, None),
+    "GET /api/whoami-v2": (LISTING, None),
+    "GET /api/models/{tenant}/{adapter}": (OWNED, None),
+    "GET /api/models/{tenant}/{adapter}/revision/{revision}": (OWNED, None),
+    "GET /api/models/{tenant}/{adapter}/tree/{revision}": (OWNED, None),
+    "GET /api/models/{tenant}/{adapter}/tree/{revision}/{path}": (OWNED, None),
+    "GET /{tenant}/{adapter}/resolve/{revision}/{path}": (OWNED, None),
+    "HEAD /{tenant}/{adapter}/resolve/{revision}/{path}": (OWNED, None),
     "GET /v1/models": (LISTING, None),
     "GET /v1/models/{model}": (OWNED, None),
     "POST /v1/completions": (OWNED, {"model": "{model}", "prompt": "hello", "max_tokens": 1}),
