@@ -13,6 +13,29 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 DEFAULT_STATE_DIR = Path.home() / ".lorary"
 
 
+class S3Settings(BaseSettings):
+    """How to reach an S3-compatible store; read where `blob_url` is `s3://bucket/prefix`.
+
+    Without keys here, boto3's own chain finds them: AWS_* variables, a web identity, the instance's role.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LORARY_S3_", frozen=True, extra="ignore")
+
+    endpoint_url: str = Field(default="", description="Empty: Amazon's own, by region.")
+    public_endpoint_url: str = Field(default="", description="The same store as clients reach it, for presigned URLs. Empty: endpoint_url.")
+    region: str = "us-east-1"
+    access_key_id: str = ""
+    secret_access_key: SecretStr = SecretStr("")
+    addressing_style: str = Field(default="path", pattern="^(path|virtual|auto)$")
+    encryption: str = Field(default="", pattern="^(|AES256|aws:kms)$", description="Server-side encryption of every object.")
+    kms_key_id: str = ""
+    direct_uploads: bool = Field(default=True, description="Parts of large uploads go straight to the store; off: through the API.")
+    max_attempts: int = Field(default=3, ge=1)
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    read_timeout_s: float = Field(default=60.0, gt=0)
+    max_connections: int = Field(default=50, ge=1)
+
+
 class Settings(BaseSettings):
     """Settings of the registry, its workers and the CLI's local commands.
 
@@ -32,6 +55,14 @@ class Settings(BaseSettings):
     database_busy_timeout_s: float = Field(default=5.0, gt=0, description="How long a writer waits before it answers 503.")
     drain_s: float = Field(default=30.0, ge=0, description="How long running requests may take after SIGTERM.")
 
+    blob_url: str = Field(default="", pattern="^(|s3://.+)$", description="s3://bucket/prefix; empty: a directory of the state directory.")
+    s3: S3Settings = Field(default_factory=S3Settings)
+    blob_redirect: bool = Field(default=False, description="Answer downloads with 307 to a presigned URL where the store gives one.")
+    presigned_ttl_s: int = Field(default=900, ge=1, le=7 * 86400)
+    max_upload_bytes: int = Field(default=20 * 2**30, gt=0, description="Limit of one blob that is uploaded in parts.")
+    upload_part_bytes: int = Field(default=16 * 2**20, ge=2**10, description="S3 asks for at least 5 MiB.")
+    upload_ttl_s: float = Field(default=86400.0, gt=0, description="How long an upload in parts may take.")
+    max_open_uploads: int = Field(default=100, ge=1, description="Uploads in parts that a tenant may have open at once.")
     max_inline_blob_bytes: int = Field(default=64 * 2**20, gt=0)
     max_body_bytes: int = Field(default=4 * 2**20, gt=0)
     max_adapter_rank: int = Field(default=128, ge=1)

@@ -13,7 +13,11 @@ from registry.tenants.auth import SYSTEM, TenantSubject
 
 
 def open_blob_store(settings: Settings) -> BlobStore:
-    """The store that the settings ask for."""
+    """The store that the settings ask for. Raises ValueError for a URL that names no bucket."""
+    if settings.blob_url:
+        from registry.blobs.s3 import S3BlobStore  # noqa: PLC0415 - boto3 takes half a second to import
+
+        return S3BlobStore(settings.blob_url, settings.s3)
     return LocalBlobStore(settings.blob_dir)
 
 
