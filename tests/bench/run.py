@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.artifact.base import BaseSpec
-from tests.generate import generate_adapter
+from tests.generate import write_adapter
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
@@ -59,7 +59,7 @@ def make_adapters(folder: Path, model: Path, *, count: int) -> None:
     for index in range(count):
         made = folder / f"adapter-{index:03d}"
         if not made.exists():
-            generate_adapter(made, spec, rank=16, targets=tuple(spec.targets), dtype="bf16", seed=index)
+            write_adapter(made, spec, rank=16, targets=tuple(spec.targets), dtype="BF16", seed=index, scale=0.02)
 
 
 def load_when_idle(limit: float, *, wait_s: float) -> float:
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--no-vllm", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args()
