@@ -16,7 +16,7 @@ from registry.base_models import endpoints as base_models
 from registry.blobs import endpoints as blobs
 from registry.blobs.service import open_blob_store
 from registry.config import Settings, load_settings
-from registry.db import Database
+from registry.db import open_database
 from registry.hub import endpoints as hub
 from registry.jobs import endpoints as jobs
 from registry.middleware import BodyLimit, RequestContext
@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _set_state(app: FastAPI, settings: Settings) -> None:
     app.state.settings = settings
     app.state.key_hasher = KeyHasher(settings.secret_key.get_secret_value())
-    app.state.database = Database(settings.resolved_database_url, busy_timeout_s=settings.database_busy_timeout_s)
+    app.state.database = open_database(settings)
     app.state.blob_store = open_blob_store(settings)
     app.state.last_used = LastUsed(app.state.database)
     app.state.record = record

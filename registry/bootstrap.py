@@ -1,4 +1,4 @@
-"""Making an installation: secret key, schema, first admin key. `lorary db init` and `lorary up` call it.
+"""Making an installation: secret key, accounts, schema, first admin key. `lorary db init` and `lorary up` call it.
 
 Idempotent, and safe against a crash between any two steps and against two callers at once.
 """
@@ -19,7 +19,8 @@ from sqlalchemy import text
 import migrations
 from registry.audit.service import record
 from registry.config import Settings, load_settings
-from registry.db import Database, WriteSession
+from registry.db import WriteSession, open_database
+from registry.roles import ensure_roles
 from registry.tenants import repository, service
 from registry.tenants.auth import SYSTEM
 from registry.tenants.keys import ADMIN, KeyHasher
@@ -38,18 +39,19 @@ class InitResult:
 
 
 def init_database(settings: Settings) -> InitResult:
-    """Make what is missing of secret key, schema and first admin key.
+    """Make what is missing of secret key, PostgreSQL accounts, schema and first admin key.
 
-    Raises ValueError when LORARY_SECRET_KEY is given but too short.
+    Raises ValueError when LORARY_SECRET_KEY is given but too short, or the accounts are not three.
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _one_at_a_time(settings.state_dir / "init.lock"):
         settings = ensure_secret_key(settings)
         hasher = KeyHasher(settings.secret_key.get_secret_value())
-        migrations.upgrade(settings.resolved_database_url)
-        database = Database(settings.resolved_database_url, busy_timeout_s=settings.database_busy_timeout_s)
+        ensure_roles(settings)
+        migrations.upgrade(settings.resolved_owner_url)
+        database = open_database(settings)
         try:
-            with database.write() as session:
+            with database.system_write() as session:
                 token = _first_admin_key(session, hasher)
         finally:
             database.close()

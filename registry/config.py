@@ -46,13 +46,22 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LORARY_", frozen=True, extra="ignore")
 
     state_dir: Path = DEFAULT_STATE_DIR
-    database_url: str = ""
+    database_url: str = Field(default="", repr=False, description="Of the application's role on PostgreSQL; SQLite in state_dir if empty.")
+    database_system_url: str = Field(default="", repr=False, description="PostgreSQL: of the role that may cross tenants.")
+    database_owner_url: str = Field(default="", repr=False, description="PostgreSQL: of the role that owns the tables, for `lorary db`.")
     secret_key: SecretStr = SecretStr("")
     public_url: str = "http://127.0.0.1:8420"
     host: str = "127.0.0.1"
     port: int = Field(default=8420, ge=0, le=65535)
 
     database_busy_timeout_s: float = Field(default=5.0, gt=0, description="How long a writer waits before it answers 503.")
+    database_pool_size: int = Field(default=20, ge=1, description="PostgreSQL: connections kept, of each role in each process.")
+    database_pool_overflow: int = Field(default=10, ge=0, description="PostgreSQL: connections beyond them under load.")
+    database_pool_timeout_s: float = Field(default=5.0, gt=0, description="How long a request waits for a connection before 503.")
+    database_pool_recycle_s: float = Field(default=1800.0, gt=0, description="PostgreSQL: age at which a connection is replaced.")
+    database_connect_timeout_s: float = Field(default=5.0, ge=2, description="PostgreSQL: how long connecting may take.")
+    database_lock_timeout_s: float = Field(default=5.0, gt=0, description="PostgreSQL: how long a statement waits for a lock before 503.")
+    database_statement_timeout_s: float = Field(default=30.0, gt=0, description="PostgreSQL: how long one statement may run.")
     drain_s: float = Field(default=30.0, ge=0, description="How long running requests may take after SIGTERM.")
 
     blob_url: str = Field(default="", pattern="^(|s3://.+)$", description="s3://bucket/prefix; empty: a directory of the state directory.")
@@ -96,6 +105,11 @@ class Settings(BaseSettings):
     def resolved_database_url(self) -> str:
         """The given URL, or the embedded SQLite file of the state directory."""
         return self.database_url or f"sqlite:///{self.state_dir / 'lorary.sqlite3'}"
+
+    @property
+    def resolved_owner_url(self) -> str:
+        """Who makes and changes tables: the given owner, or the one role there is."""
+        return self.database_owner_url or self.resolved_database_url
 
     @property
     def blob_dir(self) -> Path:

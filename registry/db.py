@@ -3,6 +3,10 @@
 One unit of work is one short transaction: `with db.write() as session:` commits at the end and rolls back on any
 error. A `WriteSession` is a `ReadSession`, so a function that asks for a write session refuses a read one under
 mypy, and readers take both.
+
+On PostgreSQL every transaction says for whom it works, and row-level security holds it to that (`Reach`): one tenant,
+nobody, or the system. Who the request or job is for is said once (`reach_tenant`, `reaching_tenant`), and each
+transaction that follows carries it, transaction-locally, so that no pooled connection hands it on.
 """
 
 from __future__ import annotations
@@ -10,15 +14,19 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from sqlalchemy import Connection, DateTime, Engine, MetaData, create_engine, event, select
+from sqlalchemy import Connection, DateTime, Engine, MetaData, create_engine, event, select, text
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction, sessionmaker
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator
+
+from registry.config import Settings
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -73,12 +81,81 @@ def _postgresql_now(_element: utc_now, _compiler: Any, **_kw: Any) -> str:
     return "clock_timestamp()"
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Whose rows a transaction may see and write. Of nobody's tenant unless it says so: a forgotten one sees nothing."""
+
+    tenant_id: str | None = None
+    system: bool = False
+
+
+NOBODY, SYSTEM_REACH = Reach(), Reach(system=True)
+_reach: ContextVar[Reach] = ContextVar("lorary_reach", default=NOBODY)
+
+
+def reach_tenant(tenant_id: str) -> None:
+    """From here to the end of this request, transactions work for this tenant."""
+    _reach.set(Reach(tenant_id=tenant_id))
+
+
+def reach_system() -> None:
+    """From here to the end of this request, transactions cross tenants: operators' and replicas' requests."""
+    _reach.set(SYSTEM_REACH)
+
+
+@contextmanager
+def reaching_tenant(tenant_id: str | None) -> Iterator[None]:
+    """Work for a tenant inside the block; for the system where the work belongs to nobody."""
+    token = _reach.set(SYSTEM_REACH if tenant_id is None else Reach(tenant_id=tenant_id))
+    try:
+        yield
+    finally:
+        _reach.reset(token)
+
+
+@dataclass(frozen=True)
+class _Engines:
+    """The application's role and the system's; one and the same where there is one URL."""
+
+    app: Engine
+    system: Engine
+
+
 class ReadSession(Session):
-    """A session that is only read from."""
+    """A session that is only read from. What it may reach is settled by its first statement."""
+
+    def __init__(self, *, engines: _Engines, reach: Reach | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._engines = engines
+        self._reach = reach
+
+    @property
+    def reach(self) -> Reach:
+        if self._reach is None:
+            self._reach = _reach.get()
+        return self._reach
+
+    def get_bind(self, *_args: Any, **_options: Any) -> Engine:
+        return self._engines.system if self.reach.system else self._engines.app
 
 
 class WriteSession(ReadSession):
     """A session that may be written to; committed by its unit of work alone."""
+
+
+@event.listens_for(ReadSession, "after_begin", propagate=True)
+def _say_reach(session: ReadSession, transaction: SessionTransaction, connection: Connection) -> None:
+    """Transaction-local, and never on connecting: safe behind pgbouncer in transaction mode."""
+    if connection.dialect.name == "postgresql" and not transaction.nested:
+        limits = connection.get_execution_options()
+        values = {"tenant": session.reach.tenant_id or "", "locks": limits["lorary_lock_ms"], "statement": limits["lorary_statement_ms"]}
+        connection.execute(_SET_LOCALS, values)
+
+
+_SET_LOCALS = text(
+    "SELECT set_config('app.tenant_id', :tenant, true), set_config('lock_timeout', :locks, true),"
+    " set_config('statement_timeout', :statement, true)"
+)
 
 
 def database_time(session: ReadSession) -> dt.datetime:
@@ -88,18 +165,38 @@ def database_time(session: ReadSession) -> dt.datetime:
     return now
 
 
+@dataclass(frozen=True)
+class PoolOptions:
+    """Of one role's connections. `max_overflow` come beyond `size` under load; the timeouts are PostgreSQL's alone."""
+
+    size: int = 20
+    max_overflow: int = 10
+    timeout_s: float = 5.0
+    recycle_s: float = 1800.0
+    connect_timeout_s: float = 5.0
+    lock_timeout_s: float = 5.0
+    statement_timeout_s: float = 30.0
+
+
 class Database:
-    """One engine and its two kinds of unit of work.
+    """The engines of an installation and its kinds of unit of work.
 
     SQLite runs in WAL with foreign keys on; writers take BEGIN IMMEDIATE, so two of them queue instead of failing
-    half-way with SQLITE_BUSY.
+    half-way with SQLITE_BUSY. On PostgreSQL `system_url` connects as the role that may cross tenants.
+    `dispatch`: jobs that are queued leave a hint in the outbox, because a broker waits for it.
     """
 
-    def __init__(self, url: str, *, busy_timeout_s: float = 15.0, pool_size: int = 20) -> None:
-        self.engine = _make_engine(url, busy_timeout_s=busy_timeout_s, pool_size=pool_size)
-        writer = self.engine.execution_options(lorary_write=True)
-        self._read = sessionmaker(self.engine, class_=ReadSession, expire_on_commit=False, autoflush=False)
-        self._write = sessionmaker(writer, class_=WriteSession, expire_on_commit=False)
+    def __init__(
+        self, url: str, *, system_url: str = "", busy_timeout_s: float = 15.0, pool: PoolOptions | None = None, dispatch: bool = False
+    ) -> None:
+        pool = pool or PoolOptions()
+        self.engine = _make_engine(url, busy_timeout_s=busy_timeout_s, pool=pool)
+        separate = bool(system_url) and make_url(system_url) != make_url(url)
+        self.system_engine = _make_engine(system_url, busy_timeout_s=busy_timeout_s, pool=pool) if separate else self.engine
+        readers = _Engines(self.engine, self.system_engine)
+        writers = _Engines(_for_writing(self.engine), _for_writing(self.system_engine))
+        self._read = sessionmaker(class_=ReadSession, engines=readers, expire_on_commit=False, autoflush=False)
+        self._write = sessionmaker(class_=WriteSession, engines=writers, expire_on_commit=False, info={"dispatch": dispatch})
 
     @property
     def dialect(self) -> str:
@@ -115,17 +212,68 @@ class Database:
         with self._write.begin() as session:
             yield session
 
+    @contextmanager
+    def system_read(self) -> Iterator[ReadSession]:
+        """Across tenants. Who may is listed in `tests/registry/postgres/test_contract.py`."""
+        with self._read(reach=SYSTEM_REACH) as session:
+            yield session
+
+    @contextmanager
+    def system_write(self) -> Iterator[WriteSession]:
+        """Across tenants, like `system_read`."""
+        with self._write(reach=SYSTEM_REACH) as session, session.begin():
+            yield session
+
     def close(self) -> None:
         self.engine.dispose()
+        self.system_engine.dispose()
 
 
-def _make_engine(url: str, *, busy_timeout_s: float, pool_size: int) -> Engine:
+def open_database(settings: Settings) -> Database:
+    """The database of an installation, with its pools."""
+    pool = PoolOptions(
+        size=settings.database_pool_size,
+        max_overflow=settings.database_pool_overflow,
+        timeout_s=settings.database_pool_timeout_s,
+        recycle_s=settings.database_pool_recycle_s,
+        connect_timeout_s=settings.database_connect_timeout_s,
+        lock_timeout_s=settings.database_lock_timeout_s,
+        statement_timeout_s=settings.database_statement_timeout_s,
+    )
+    return Database(
+        settings.resolved_database_url,
+        system_url=settings.database_system_url,
+        busy_timeout_s=settings.database_busy_timeout_s,
+        pool=pool,
+    )
+
+
+def _make_engine(url: str, *, busy_timeout_s: float, pool: PoolOptions) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=pool_size, pool_pre_ping=True)
-    engine = create_engine(url, pool_size=pool_size, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
+        return _make_postgresql_engine(url, pool)
+    engine = create_engine(url, pool_size=pool.size, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_postgresql_engine(url: str, pool: PoolOptions) -> Engine:
+    """Server-side prepared statements are off: behind pgbouncer the next transaction may meet another connection."""
+    limits = {"lorary_lock_ms": str(round(pool.lock_timeout_s * 1000)), "lorary_statement_ms": str(round(pool.statement_timeout_s * 1000))}
+    return create_engine(
+        url,
+        pool_size=pool.size,
+        max_overflow=pool.max_overflow,
+        pool_timeout=pool.timeout_s,
+        pool_recycle=pool.recycle_s,
+        pool_pre_ping=True,
+        execution_options=limits,
+        connect_args={"prepare_threshold": None, "connect_timeout": max(2, round(pool.connect_timeout_s)), "application_name": "lorary"},
+    )
+
+
+def _for_writing(engine: Engine) -> Engine:
+    return engine.execution_options(lorary_write=True)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -8,7 +8,7 @@ import threading
 
 from registry.blobs.service import open_blob_store
 from registry.config import Settings, load_settings
-from registry.db import Database
+from registry.db import Database, open_database
 from registry.jobs.service import IMPORT_BASE_MODEL, VALIDATE_VERSION
 from registry.logging import configure_logging
 from workers.importing import BaseModelImport
@@ -35,7 +35,7 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    database = Database(settings.resolved_database_url)
+    database = open_database(settings)
     try:
         build_worker(settings, database).run(stop)
     finally:

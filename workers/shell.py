@@ -20,7 +20,7 @@ from uuid import uuid4
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from registry.db import Database, WriteSession
+from registry.db import Database, WriteSession, reaching_tenant
 from registry.jobs import service as jobs
 from registry.jobs.service import Claim, StaleFence
 
@@ -93,12 +93,12 @@ class Worker:
             return False
         with structlog.contextvars.bound_contextvars(job_id=claim.job_id, kind=claim.kind, attempt=claim.attempt):
             log.info("job.claimed", fence=claim.fence)
-            with self._heartbeat(claim) as attempt:
+            with reaching_tenant(claim.tenant_id), self._heartbeat(claim) as attempt:
                 self._attempt(claim, attempt)
         return True
 
     def _claim(self) -> Claim | None:
-        with self._database.write() as session:
+        with self._database.system_write() as session:
             for job in jobs.sweep(session):
                 if job.kind in self._kinds:
                     error = job.error or {"code": "cancelled", "detail": "the job was cancelled"}
@@ -156,7 +156,7 @@ class Worker:
     def _beat(self, claim: Claim, attempt: Attempt, over: threading.Event) -> None:
         while not over.wait(self._lease_s / HEARTBEATS_A_LEASE):
             try:
-                with self._database.write() as session:
+                with reaching_tenant(claim.tenant_id), self._database.write() as session:  # said again: another thread
                     pulse = jobs.heartbeat(session, claim)
             except StaleFence:
                 attempt.lost.set()

@@ -59,7 +59,7 @@ def record_refusal(database: Database, subject: Subject, *, method: str, path: s
     details = {"method": method, "status": status, "reason": reason}
     log.warning("request.refused", key_id=subject.key_id, path=path, **details)
     try:
-        with database.write() as session:
+        with database.system_write() as session:
             record(session, subject, "request.refused", "path", path, after=details, outcome=REFUSED)
     except SQLAlchemyError as error:
         log.error("audit.refusal_not_written", error=type(error).__name__)

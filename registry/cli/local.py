@@ -22,7 +22,7 @@ from registry.blobs.store import BlobStore
 from registry.bootstrap import init_database
 from registry.cli.failure import CliFailure
 from registry.config import Settings
-from registry.db import Database
+from registry.db import Database, open_database
 from registry.tenants.auth import SYSTEM
 from registry.tenants.keys import ADMIN, KeyHasher
 from registry.tenants.service import issue_key
@@ -38,7 +38,7 @@ def initialise(settings: Settings) -> tuple[Settings, str | None]:
 def issue_admin_key(settings: Settings, *, name: str) -> str:
     """The token of a new admin key: for the supervisor, and for whoever lost the first one."""
     hasher = KeyHasher(settings.secret_key.get_secret_value())
-    with reporting(settings), _opened(settings) as database, database.write() as session:
+    with reporting(settings), _opened(settings) as database, database.system_write() as session:
         _key, token = issue_key(
             session, subject=SYSTEM, tenant_id=None, name=name, scopes={ADMIN}, expires_at=None, hasher=hasher, record=record
         )
@@ -47,25 +47,25 @@ def issue_admin_key(settings: Settings, *, name: str) -> str:
 
 def upgrade(settings: Settings, revision: str) -> str | None:
     with reporting(settings):
-        migrations.upgrade(settings.resolved_database_url, revision)
-        return migrations.revision_of(settings.resolved_database_url)
+        migrations.upgrade(settings.resolved_owner_url, revision)
+        return migrations.revision_of(settings.resolved_owner_url)
 
 
 def downgrade(settings: Settings, revision: str) -> str | None:
     with reporting(settings):
-        migrations.downgrade(settings.resolved_database_url, revision)
-        return migrations.revision_of(settings.resolved_database_url)
+        migrations.downgrade(settings.resolved_owner_url, revision)
+        return migrations.revision_of(settings.resolved_owner_url)
 
 
 def schema_state(settings: Settings) -> tuple[str | None, str]:
     """(the revision that the database is at, the one that this program needs)."""
     with reporting(settings):
-        return migrations.revision_of(settings.resolved_database_url), migrations.head_revision()
+        return migrations.revision_of(settings.resolved_owner_url), migrations.head_revision()
 
 
 def schema_differences(settings: Settings) -> list[str]:
     with reporting(settings):
-        return migrations.check(settings.resolved_database_url)
+        return migrations.check(settings.resolved_owner_url)
 
 
 def check_blobs(settings: Settings, *, limit: int | None) -> tuple[int, list[str], int]:
@@ -76,7 +76,7 @@ def check_blobs(settings: Settings, *, limit: int | None) -> tuple[int, list[str
     chosen = select(Blob.tenant_id, Blob.sha256, Blob.size)
     if limit is not None:
         chosen = chosen.order_by(func.random()).limit(limit)
-    with reporting(settings), _opened(settings) as database, database.read() as session:
+    with reporting(settings), _opened(settings) as database, database.system_read() as session:
         total = session.scalar(select(func.count()).select_from(Blob)) or 0
         rows = [(tenant_id, sha256, size) for tenant_id, sha256, size in session.execute(chosen)]
     store = open_blob_store(settings)
@@ -112,7 +112,7 @@ def reporting(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def _opened(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.resolved_database_url)
+    database = open_database(settings)
     try:
         yield database
     finally:

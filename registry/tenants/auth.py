@@ -18,7 +18,7 @@ from fastapi import Depends, Header, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from registry.db import Database, ReadSession
+from registry.db import Database, ReadSession, reach_system, reach_tenant
 from registry.errors import BadRequest, Forbidden, NotFound, Unauthenticated
 from registry.tenants import repository
 from registry.tenants.keys import ADMIN, REPLICA, SCOPES, KeyHasher, key_id_of
@@ -149,7 +149,7 @@ async def current_subject(
     database: Database = request.app.state.database
 
     def look_up() -> tuple[Subject, Subject | Forbidden | NotFound]:
-        with database.read() as session:
+        with database.system_read() as session:
             subject = authenticate(session, token, request.app.state.key_hasher)
             try:
                 return subject, _enter_tenant(session, subject, tenant_name)
@@ -161,6 +161,8 @@ async def current_subject(
         remember(request, subject)
         raise entered
     remember(request, entered)
+    if entered.tenant_id is not None:
+        reach_tenant(entered.tenant_id)
     return entered
 
 
@@ -168,11 +170,16 @@ SubjectDep = Annotated[Subject, Depends(current_subject)]
 
 
 def allow(scope: str) -> Callable[..., Awaitable[Subject]]:
-    """A dependency: a key with `scope`; `tenant_id` is None for an admin who named no tenant."""
+    """A dependency: a key with `scope`; `tenant_id` is None for an admin who named no tenant.
+
+    Operators' work, and whatever belongs to no tenant, crosses tenants; the rest stays in the subject's.
+    """
     assert scope in SCOPES, f"{scope} is not a scope"
 
     async def allowed(subject: SubjectDep) -> Subject:
         subject.must_have(scope)
+        if scope == ADMIN or subject.tenant_id is None:
+            reach_system()
         return subject
 
     return allowed

@@ -37,7 +37,7 @@ class LastUsed:
         if not batch:
             return
         try:
-            with self._database.write() as session:
+            with self._database.system_write() as session:
                 repository.touch_keys(session, batch)
         except SQLAlchemyError as error:
             log.warning("keys.last_used_not_written", num_keys=len(batch), error=type(error).__name__)

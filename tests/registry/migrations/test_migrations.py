@@ -88,8 +88,9 @@ def _constraints(url: str) -> dict[str, object]:
 def test_a_migration_that_fails_leaves_nothing_behind(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "migrations"
     shutil.copytree(migrations._FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0002_broken.py").write_text(
-        'from alembic import op\nrevision = "0002"\ndown_revision = "0001"\n'
+    head = migrations.head_revision()
+    (folder / "versions" / "9999_broken.py").write_text(
+        f'from alembic import op\nrevision = "9999"\ndown_revision = "{head}"\n'
         'def upgrade():\n    op.execute("CREATE TABLE half (id TEXT)")\n    op.execute("CREATE TABLE tenants (id TEXT)")\n'
         "def downgrade():\n    pass\n"
     )
@@ -98,7 +99,7 @@ def test_a_migration_that_fails_leaves_nothing_behind(url: str, tmp_path: Path, 
     with pytest.raises(OperationalError, match="already exists"):
         migrations.upgrade(url)
     assert "half" not in tables(url)
-    assert migrations.revision_of(url) == "0001"
+    assert migrations.revision_of(url) == head
 
 
 def test_names_fit_into_postgresql(url: str) -> None:

@@ -1,0 +1,103 @@
+"""A real PostgreSQL for a test session: installed from PyPI (pgserver), with the three roles and a template database."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import migrations
+from registry.config import Settings
+from registry.roles import ensure_roles
+
+ACCOUNTS = ("lorary_app", "lorary_system", "lorary_owner")
+TEMPLATE = "lorary_template"
+
+
+class PostgreSQL:
+    """One server over a socket in `folder`. Our three accounts need their passwords, the superuser does not."""
+
+    def __init__(self, folder: Path) -> None:
+        import pgserver
+
+        self._server = pgserver.get_server(folder)
+        self._numbers = itertools.count()
+        self._host = self._server.get_uri().partition("host=")[2]
+        self._configure(folder)
+        self.execute("CREATE ROLE lorary_owner LOGIN CREATEROLE PASSWORD 'lorary_owner-secret'")
+
+    def _configure(self, folder: Path) -> None:
+        hba = folder / "pg_hba.conf"
+        hba.write_text(f"local all {','.join(ACCOUNTS)} scram-sha-256\n" + hba.read_text())
+        for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
+            self.execute(f"ALTER SYSTEM SET {setting}")
+        self.execute("SELECT pg_reload_conf()")
+
+    def url(self, database: str, account: str = "postgres") -> str:
+        login = account if account == "postgres" else f"{account}:{account}-secret"
+        return f"postgresql+psycopg://{login}@/{database}?host={self._host}"
+
+    def urls(self, database: str) -> dict[str, Any]:
+        """The three URLs, as settings."""
+        names = ("database_url", "database_system_url", "database_owner_url")
+        return {name: self.url(database, account) for name, account in zip(names, ACCOUNTS, strict=True)}
+
+    def execute(self, statement: str, *, database: str = "postgres", account: str = "postgres") -> list[tuple[Any, ...]]:
+        """As the superuser, each statement its own transaction, unless an account is named."""
+        with self.connect(database, account=account, autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def connect(self, database: str, *, account: str = "postgres", autocommit: bool = False) -> Iterator[psycopg.Connection[Any]]:
+        url = self.url(database, account).replace("+psycopg", "")
+        with psycopg.connect(url, autocommit=autocommit, prepare_threshold=None) as connection:
+            yield connection
+
+    @contextmanager
+    def empty_database(self) -> Iterator[str]:
+        """Owned by lorary_owner, without tables."""
+        with self._made("") as name:
+            yield name
+
+    @contextmanager
+    def installation(self) -> Iterator[str]:
+        """With roles and tables, as `lorary db init` leaves them; copied from a template that is migrated once."""
+        if not self.execute(f"SELECT 1 FROM pg_database WHERE datname = '{TEMPLATE}'"):
+            self.execute(f"CREATE DATABASE {TEMPLATE} OWNER lorary_owner")
+            ensure_roles(Settings(**self.urls(TEMPLATE)))
+            migrations.upgrade(self.url(TEMPLATE, "lorary_owner"))
+        with self._made(f"TEMPLATE {TEMPLATE}") as name:
+            yield name
+
+    @contextmanager
+    def _made(self, how: str) -> Iterator[str]:
+        name = f"lorary_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} OWNER lorary_owner {how}")
+        try:
+            yield name
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def refuse_connections(self, database: str) -> None:
+        """The database goes away: nobody gets in, and who is in is thrown out."""
+        self.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+        self.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+
+    def accept_connections(self, database: str) -> None:
+        self.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+
+    def stop(self) -> None:
+        self._server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
+    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
+    yield server
+    server.stop()
