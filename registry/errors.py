@@ -44,10 +44,11 @@ class RegistryError(Exception):
         retry_after_s: int | None = None,
         code: str | None = None,
     ) -> None:
+        detail = encodable(detail)
         super().__init__(detail)
         self.detail = detail
-        self.field = field
-        self.value = None if value is None else str(value)[:200]
+        self.field = None if field is None else encodable(field)
+        self.value = None if value is None else encodable(str(value)[:200])
         self.remedy = remedy
         self.retry_after_s = retry_after_s
         self.error_code = code or self.code
@@ -74,6 +75,11 @@ class RegistryError(Exception):
         """OpenAI's error object, for everything under `/v1`."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.detail, "type": kind, "param": self.field, "code": self.error_code}}
+
+
+def encodable(text: str) -> str:
+    """What a stranger sent may hold lone surrogates, which JSON can spell and UTF-8 cannot: shown as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Invalid(RegistryError):

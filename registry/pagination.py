@@ -47,7 +47,9 @@ def decode_cursor(cursor: str) -> tuple[dt.datetime, str]:
         moment = dt.datetime.fromisoformat(at)
         if moment.tzinfo is None or not isinstance(row_id, str):
             raise ValueError(cursor)
-    except (ValueError, TypeError, binascii.Error, RecursionError) as error:
+        moment = moment.astimezone(dt.UTC)  # years 1 and 9999 may overflow: better here than in a statement
+        row_id.encode()  # a lone surrogate could not be bound either
+    except (ValueError, TypeError, OverflowError, binascii.Error, RecursionError) as error:
         raise BadRequest(
             "cursor is not one of ours; start again without it",
             field="cursor",

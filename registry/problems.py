@@ -27,6 +27,7 @@ from registry.errors import (
     TooLarge,
     Unauthenticated,
     Unavailable,
+    encodable,
 )
 from registry.tenants.auth import KeyRefused, Subject
 from registry.wire import REQUEST_ID_HEADER
@@ -112,7 +113,9 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     """422 with every field; under /v1 OpenAI's clients expect 400."""
     assert isinstance(error, RequestValidationError)
-    found = [{"field": ".".join(str(part) for part in item["loc"]), "message": item["msg"]} for item in error.errors()]
+    found = [
+        {"field": encodable(".".join(str(part) for part in item["loc"])), "message": encodable(item["msg"])} for item in error.errors()
+    ]
     value = error.errors()[0].get("input")
     shown = value if isinstance(value, str | int | float | bool) else None
     said = f"{found[0]['field']}: {found[0]['message']}" + (f", not {shown!r:.80}" if shown is not None else "")
@@ -139,6 +142,19 @@ def _is_unique_violation(error: IntegrityError) -> bool:
     return getattr(error.orig, "sqlite_errorname", None) in names or getattr(error.orig, "sqlstate", None) == "23505"
 
 
+async def _on_unencodable_text(request: Request, error: Exception) -> JSONResponse:
+    """JSON can spell a lone surrogate; no database and no reply can hold one. Found where it is first encoded."""
+    assert isinstance(error, UnicodeEncodeError)
+    problem = BadRequest(
+        "the request holds text that is not Unicode (a lone surrogate)",
+        field="body",
+        value=error.object[error.start : error.end],
+        code="invalid_text",
+        remedy="send whole characters",
+    )
+    return render(request, problem)
+
+
 async def _on_unknown_error(request: Request, _error: Exception) -> JSONResponse:
     return render(request, RegistryError("an internal error; it is logged under this request id"))
 
@@ -149,6 +165,7 @@ def install_error_handlers(app: FastAPI) -> None:
         HTTPException: _on_http_exception,
         RequestValidationError: _on_validation_error,
         SQLAlchemyError: _on_database_error,
+        UnicodeEncodeError: _on_unencodable_text,
         Exception: _on_unknown_error,
     }
     for kind, handler in handlers.items():

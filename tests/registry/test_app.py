@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import sqlite3
 import subprocess
@@ -48,6 +50,29 @@ def test_every_wrong_field_is_told(client: TestClient, admin_token: str) -> None
     reply = client.get("/api/v1/tenants", params={"limit": 0, "cursor": "x" * 600}, headers=bearer(admin_token))
     assert reply.status_code == 422
     assert {item["field"] for item in reply.json()["errors"]} == {"query.limit", "query.cursor"}
+
+
+@pytest.mark.parametrize(
+    "key", [["0001-01-01T00:00:00+23:59", "x"], ["9999-12-31T23:59:59-23:59", "x"], ["2026-01-01T00:00:00+00:00", "\ud800"], []]
+)
+def test_a_forged_cursor_is_a_bad_request(client: TestClient, admin_token: str, key: list[str]) -> None:
+    cursor = base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
+    reply = client.get("/api/v1/tenants", params={"cursor": cursor}, headers=bearer(admin_token))
+    assert (reply.status_code, reply.json()["field"]) == (400, "cursor")
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("tenants", rb'{"name": "\ud800"}'),
+        ("tenants", rb'{"name": "a", "\ud800": 1}'),
+        ("keys", rb'{"name": "a\ud800", "scopes": ["admin"]}'),
+    ],
+)
+def test_text_that_no_reply_can_hold_is_refused(client: TestClient, admin_token: str, path: str, content: bytes) -> None:
+    reply = client.post(f"/api/v1/{path}", content=content, headers=bearer(admin_token) | {"Content-Type": "application/json"})
+    assert reply.status_code in {400, 422}, reply.text
+    assert reply.headers["content-type"] == PROBLEM
 
 
 def test_a_bad_cursor_is_a_bad_request(client: TestClient, admin_token: str) -> None:
