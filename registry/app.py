@@ -22,10 +22,12 @@ from registry.jobs import endpoints as jobs
 from registry.middleware import BodyLimit, RequestContext
 from registry.openapi import install_openapi
 from registry.problems import install_error_handlers
+from registry.sealing import make_sealer
+from registry.secrets import endpoints as secrets
 from registry.serving import endpoints as serving
 from registry.serving.proxy import make_client
 from registry.tenants import endpoints as tenants
-from registry.tenants.keys import KeyHasher
+from registry.tenants.keys import make_key_hasher
 from registry.tenants.last_used import LastUsed
 
 API_PREFIX = "/api/v1"
@@ -52,17 +54,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _set_state(app: FastAPI, settings: Settings) -> None:
     app.state.settings = settings
-    app.state.key_hasher = KeyHasher(settings.secret_key.get_secret_value())
+    app.state.key_hasher = make_key_hasher(settings)
     app.state.database = open_database(settings)
     app.state.blob_store = open_blob_store(settings)
     app.state.last_used = LastUsed(app.state.database)
     app.state.record = record
+    app.state.sealer = make_sealer(settings)
     app.state.http = make_client()
 
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(health.router)
-    for domain in (tenants, audit, jobs, blobs, base_models, adapters, serving):
+    for domain in (tenants, audit, secrets, jobs, blobs, base_models, adapters, serving):
         app.include_router(domain.router, prefix=API_PREFIX)
     app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
     app.include_router(hub.hub_router)

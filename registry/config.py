@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     job_poll_s: float = Field(default=0.5, gt=0)
     job_max_attempts: int = Field(default=5, ge=1)
 
+    secret_key_previous: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="Secret keys before this one, comma-separated: what they sealed and hashed is still good."
+    )
+
     outbound_allow_http: bool = Field(default=False, description="Let tenants' URLs be http://, not https:// alone.")
     outbound_allow_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -96,7 +100,7 @@ class Settings(BaseSettings):
     log_format: str = Field(default="json", pattern="^(json|console)$")
     log_level: str = "INFO"
 
-    @field_validator("outbound_allow_hosts", mode="before")
+    @field_validator("outbound_allow_hosts", "secret_key_previous", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

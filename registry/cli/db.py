@@ -40,6 +40,17 @@ def admin_key(
     Output(output).item({"admin_key": local.issue_admin_key(settings, name=name)})
 
 
+@noun.command("reseal")
+def reseal(output: OutputOption = Format.table) -> None:
+    """Encrypt every stored secret anew under LORARY_SECRET_KEY. Then LORARY_SECRET_KEY_PREVIOUS is no longer needed for them."""
+    from registry.cli import local  # noqa: PLC0415 - as above
+
+    report = local.reseal_secrets(load_settings())
+    Output(output).item({"total": report.total, "resealed": report.num_old, "unreadable": list(report.unreadable)})
+    if report.unreadable:
+        raise CliFailure(f"{len(report.unreadable)} secrets cannot be decrypted and stay as they are", remedy="see `lorary doctor`")
+
+
 @noun.command("upgrade")
 def upgrade(revision: Annotated[str, typer.Argument(help="A revision, or head.")] = "head", output: OutputOption = Format.table) -> None:
     """Bring the schema to a revision."""

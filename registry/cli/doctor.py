@@ -55,6 +55,7 @@ def examine(settings: Settings, *, url: str | None, all_blobs: bool) -> Iterator
     yield from _guarded("disk space", lambda: _disk(settings))
     yield from _guarded("database schema", lambda: _schema(settings))
     yield from _guarded("blobs", lambda: _blobs(settings, limit=None if all_blobs else SAMPLE))
+    yield from _guarded("secrets", lambda: _secrets(settings))
     yield from _guarded("supervisor", lambda: _supervisor(settings))
     yield from _guarded("api", lambda: _api(url))
     yield from _guarded("replicas", lambda: _replicas(url))
@@ -133,6 +134,26 @@ def _blobs(settings: Settings, *, limit: int | None) -> Finding:
             "restore them, or push them again",
         )
     return Finding("blobs", "ok", f"{checked} of {total} hashed and equal")
+
+
+def _secrets(settings: Settings) -> Finding:
+    """Does a secret key that this installation still has open every stored secret?"""
+    from registry.cli import local  # noqa: PLC0415 - as above
+
+    if not _has_database(settings) or not settings.secret_key.get_secret_value():
+        return Finding("secrets", "skipped", "there is no database or no secret key")
+    report = local.check_secrets(settings)
+    if report.unreadable:
+        return Finding(
+            "secrets",
+            "failed",
+            f"{len(report.unreadable)} of {report.total} cannot be decrypted, e.g. {report.unreadable[0]}",
+            "name the key that sealed them in LORARY_SECRET_KEY_PREVIOUS, or set them again",
+        )
+    if report.num_old:
+        detail = f"{report.num_old} of {report.total} are sealed under a previous key"
+        return Finding("secrets", "warning", detail, "run `lorary db reseal`")
+    return Finding("secrets", "ok", f"{report.total} can be decrypted")
 
 
 def _supervisor(settings: Settings) -> Finding:

@@ -23,6 +23,8 @@ from registry.bootstrap import init_database
 from registry.cli.failure import CliFailure
 from registry.config import Settings
 from registry.db import Database, open_database
+from registry.resealing import SecretsReport, examine_secrets, reseal
+from registry.sealing import make_sealer
 from registry.tenants.auth import SYSTEM
 from registry.tenants.keys import ADMIN, KeyHasher
 from registry.tenants.service import issue_key
@@ -81,6 +83,17 @@ def check_blobs(settings: Settings, *, limit: int | None) -> tuple[int, list[str
         rows = [(tenant_id, sha256, size) for tenant_id, sha256, size in session.execute(chosen)]
     store = open_blob_store(settings)
     return total, [sha256 for tenant_id, sha256, size in rows if not _is_whole(store, tenant_id, sha256, size=size)], len(rows)
+
+
+def check_secrets(settings: Settings) -> SecretsReport:
+    with reporting(settings), _opened(settings) as database, database.system_read() as session:
+        return examine_secrets(session, make_sealer(settings))
+
+
+def reseal_secrets(settings: Settings) -> SecretsReport:
+    """Every secret that opens, sealed anew under LORARY_SECRET_KEY; what does not open stays as it is and is reported."""
+    with reporting(settings), _opened(settings) as database, database.system_write() as session:
+        return reseal(session, make_sealer(settings))
 
 
 def _is_whole(store: BlobStore, tenant_id: str, sha256: str, *, size: int) -> bool:

@@ -14,7 +14,10 @@ import re
 import secrets
 import string
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from registry.config import Settings
 
 PREFIX = "lry"
 ID_LENGTH = 12
@@ -29,7 +32,9 @@ _TOKEN = re.compile(
 
 ADMIN = "admin"
 REPLICA = "replica"
-TENANT_SCOPES = frozenset({"adapters:read", "adapters:write", "aliases:write", "inference", "jobs:read", "jobs:write", "keys:write"})
+TENANT_SCOPES = frozenset(
+    {"adapters:read", "adapters:write", "aliases:write", "inference", "jobs:read", "jobs:write", "keys:write", "secrets:write"}
+)
 PLATFORM_SCOPES = frozenset({ADMIN, REPLICA})  # of keys that belong to no tenant
 SCOPES = TENANT_SCOPES | PLATFORM_SCOPES
 
@@ -71,19 +76,31 @@ def _checksum(body: str) -> str:
 
 
 class KeyHasher:
-    """HMAC of tokens under the installation's secret key, and its comparison in constant time."""
+    """HMAC of tokens under the installation's secret key, and its comparison in constant time.
 
-    def __init__(self, secret_key: str) -> None:
+    Tokens that were hashed under a previous secret key still match, until that key is dropped from the settings.
+    """
+
+    def __init__(self, secret_key: str, *, previous: Sequence[str] = ()) -> None:
         if len(secret_key) < MIN_SECRET_KEY_LENGTH:
             raise ValueError(
                 f"LORARY_SECRET_KEY has {len(secret_key)} characters; it must have at least {MIN_SECRET_KEY_LENGTH}: "
                 "run `lorary db init`, which writes one into the state directory"
             )
-        self._key = hashlib.sha256(b"lorary/api-keys/v1\0" + secret_key.encode()).digest()
+        self._keys = [hashlib.sha256(b"lorary/api-keys/v1\0" + text.encode()).digest() for text in (secret_key, *previous)]
 
     def digest(self, token: str) -> str:
-        return hmac.new(self._key, token.encode(), hashlib.sha256).hexdigest()
+        return self._digests(token)[0]
+
+    def _digests(self, token: str) -> list[str]:
+        return [hmac.new(key, token.encode(), hashlib.sha256).hexdigest() for key in self._keys]
 
     def matches(self, token: str, stored: str | None) -> bool:
         """False for `stored` None too, after the same work: an unknown id takes as long as a wrong secret."""
-        return hmac.compare_digest(self.digest(token), stored or "0" * 64) and stored is not None
+        matches = [hmac.compare_digest(digest, stored or "0" * 64) for digest in self._digests(token)]
+        return any(matches) and stored is not None
+
+
+def make_key_hasher(settings: Settings) -> KeyHasher:
+    """Raises ValueError when there is no secret key, or one that is too short."""
+    return KeyHasher(settings.secret_key.get_secret_value(), previous=[key.get_secret_value() for key in settings.secret_key_previous])

@@ -22,14 +22,13 @@ from registry.bootstrap import init_database
 from registry.cli.main import main
 from registry.config import Settings
 from registry.db import Database
+from registry.tenants.keys import TENANT_SCOPES
 from tests.generate import BASE_NAME
 from tests.registry.conftest import serve
 from tests.tiny import make_tiny_model
 from workers.__main__ import build_worker
 
 _numbers = itertools.count()
-
-TENANT_SCOPES = ("adapters:read", "adapters:write", "aliases:write", "jobs:read", "jobs:write", "keys:write", "inference")
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,6 @@ def tenant(admin: Lorary, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lo
     """The command of somebody in a tenant of the test's own."""
     name = f"tenant-{next(_numbers)}"
     admin.ok("tenants", "create", name)
-    scopes = [part for scope in TENANT_SCOPES for part in ("--scope", scope)]
+    scopes = [part for scope in sorted(TENANT_SCOPES) for part in ("--scope", scope)]
     key = admin.ok("keys", "create", "test", *scopes, "--tenant", name)["token"]
     return Lorary(monkeypatch, tmp_path / "tenant", url=admin.url, key=key)

@@ -18,6 +18,8 @@ from typing import Any
 import httpx2
 from openai import OpenAI
 
+from registry.tenants.keys import TENANT_SCOPES
+
 START_S = 300
 UPSTREAM = "{}=HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -66,7 +68,7 @@ class Lorary:
         return self.make_key(name, *scopes)
 
     def make_key(self, tenant: str, *scopes: str) -> str:
-        wanted = scopes or ("adapters:read", "adapters:write", "aliases:write", "inference", "jobs:read", "jobs:write", "keys:write")
+        wanted = scopes or sorted(TENANT_SCOPES)
         with self.http(tenant=tenant) as client:
             made = client.post("/api/v1/keys", json={"name": "test", "scopes": list(wanted)})
             made.raise_for_status()

@@ -1,0 +1,28 @@
+"""JSON in and out of secrets. The value goes in alone."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+MAX_VALUE_LENGTH = 8192
+
+SecretName = Annotated[str, Path(pattern="^[a-z0-9][a-z0-9._-]{0,62}$", description="Letters, digits, `.`, `_`, `-`.")]
+
+
+class SecretIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    value: SecretStr = Field(min_length=1, max_length=MAX_VALUE_LENGTH)
+
+
+class SecretOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    created_at: dt.datetime
+    updated_at: dt.datetime
+    updated_by: str
