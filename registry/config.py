@@ -86,6 +86,16 @@ class Settings(BaseSettings):
     job_lease_s: float = Field(default=60.0, gt=0)
     job_poll_s: float = Field(default=0.5, gt=0)
     job_max_attempts: int = Field(default=5, ge=1)
+    job_drain_s: float = Field(default=15.0, ge=0, description="How long a worker finishes its job after SIGTERM before it gives it back.")
+    max_running_jobs_per_tenant: int = Field(default=8, ge=0, description="Jobs of one tenant that run at the same time; 0: any number.")
+    worker_queues: str = Field(default="cpu,gpu", pattern=r"^[a-z0-9_.-]+(,[a-z0-9_.-]+)*$", description="Queues that a worker serves.")
+
+    broker_url: SecretStr = Field(default=SecretStr(""), description="redis:// or amqp:// of the broker of job hints; none: workers poll.")
+    broker_poll_s: float = Field(default=5.0, gt=0, description="How often a worker with a broker looks for jobs whose hint was lost.")
+    broker_visibility_timeout_s: float = Field(default=43200.0, gt=0, description="Redis: redelivery of a hint that was not acknowledged.")
+
+    job_events_poll_s: float = Field(default=0.5, gt=0, description="How often a registry process looks for news of watched jobs.")
+    max_job_watchers: int = Field(default=2000, ge=1, description="Event streams of jobs in one registry process.")
 
     secret_key_previous: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), description="Secret keys before this one, comma-separated: what they sealed and hashed is still good."
@@ -114,6 +124,10 @@ class Settings(BaseSettings):
     def resolved_owner_url(self) -> str:
         """Who makes and changes tables: the given owner, or the one role there is."""
         return self.database_owner_url or self.resolved_database_url
+
+    @property
+    def has_broker(self) -> bool:
+        return bool(self.broker_url.get_secret_value())
 
     @property
     def blob_dir(self) -> Path:

@@ -245,6 +245,7 @@ def open_database(settings: Settings) -> Database:
         system_url=settings.database_system_url,
         busy_timeout_s=settings.database_busy_timeout_s,
         pool=pool,
+        dispatch=settings.has_broker,
     )
 
 

@@ -1,4 +1,7 @@
-"""`python -m workers`: one worker process. SIGTERM or SIGINT finishes the job in hand, then ends."""
+"""`python -m workers`: one worker process. SIGTERM or SIGINT finishes the job in hand, or gives it back, then ends.
+
+With LORARY_BROKER_URL it consumes job hints from the broker and relays the outbox; without, it polls the table of jobs.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,27 @@ import signal
 import sys
 import threading
 
-from registry.blobs.service import open_blob_store
 from registry.config import Settings, load_settings
 from registry.db import Database, open_database
-from registry.jobs.service import IMPORT_BASE_MODEL, VALIDATE_VERSION
+from registry.jobs.service import queue_of
 from registry.logging import configure_logging
-from workers.importing import BaseModelImport
-from workers.shell import JobKind, Worker
-from workers.validate import Validation
+from workers.kinds import build_kinds
+from workers.outbox import Relay
+from workers.shell import Worker
 
 
 def build_worker(settings: Settings, database: Database) -> Worker:
-    """A worker for every kind of job."""
-    store = open_blob_store(settings)
-    store.remove_stale_uploads()
-    validation = Validation(database, store, max_rank=settings.max_adapter_rank)
-    importing = BaseModelImport(settings.model_dir)
-    kinds = {
-        VALIDATE_VERSION: JobKind(run=validation.run, give_up=validation.give_up),
-        IMPORT_BASE_MODEL: JobKind(run=importing.run, give_up=importing.give_up),
-    }
-    return Worker(database, kinds=kinds, lease_s=settings.job_lease_s, poll_s=settings.job_poll_s)
+    """A worker for every kind of job in the queues that it serves."""
+    queues = settings.worker_queues.split(",")
+    kinds = {kind: how for kind, how in build_kinds(settings, database).items() if queue_of(kind) in queues}
+    return Worker(
+        database,
+        kinds=kinds,
+        lease_s=settings.job_lease_s,
+        poll_s=settings.broker_poll_s if settings.has_broker else settings.job_poll_s,
+        drain_s=settings.job_drain_s,
+        max_running=settings.max_running_jobs_per_tenant,
+    )
 
 
 def main() -> int:
@@ -37,10 +40,20 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     database = open_database(settings)
     try:
-        build_worker(settings, database).run(stop)
+        _work(settings, database, stop=stop)
     finally:
         database.close()
     return 0
+
+
+def _work(settings: Settings, database: Database, *, stop: threading.Event) -> None:
+    worker = build_worker(settings, database)
+    if not settings.has_broker:
+        worker.run(stop)
+        return
+    from workers.app import make_publisher, run_with_broker  # noqa: PLC0415 - Celery is for those who have a broker
+
+    run_with_broker(settings, worker=worker, relay=Relay(database, make_publisher(settings)), stop=stop)
 
 
 if __name__ == "__main__":

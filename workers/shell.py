@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,11 +24,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from registry.db import Database, WriteSession, reaching_tenant
 from registry.jobs import service as jobs
 from registry.jobs.service import Claim, StaleFence
+from workers.sweep import GiveUp, Sweeper
 
 log = structlog.get_logger(__name__)
 
 MAX_BACKOFF_S = 60.0
 HEARTBEATS_A_LEASE = 3
+LOOK_S = 1.0
+"""How soon a running job hears of its cancellation or of a drain that has lasted too long."""
 
 Publish = Callable[[WriteSession], Mapping[str, Any]]
 
@@ -36,19 +40,29 @@ class CancelledByRequest(Exception):
     """Somebody cancelled the job; its run stops at the next `Attempt.check`."""
 
 
+class Draining(Exception):
+    """The worker must end, and the job did not in the time that it had; its run stops at the next `Attempt.check`."""
+
+
 class Attempt:
     """What a running job sees of the world: whether it should still run."""
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
         self.lost = threading.Event()
+        self.draining = threading.Event()
 
     def check(self) -> None:
-        """Call it every second or so of work. Raises CancelledByRequest, or StaleFence where the lease was lost."""
+        """Call it every second or so of work.
+
+        Raises StaleFence where the lease was lost, CancelledByRequest, or Draining where the worker must end.
+        """
         if self.lost.is_set():
             raise StaleFence("the lease of this job was lost", field="fence")
         if self.cancelled.is_set():
             raise CancelledByRequest
+        if self.draining.is_set():
+            raise Draining
 
 
 @dataclass(frozen=True)
@@ -60,21 +74,36 @@ class JobKind:
     """
 
     run: Callable[[Claim, Attempt], Publish]
-    give_up: Callable[[WriteSession, str | None, Mapping[str, Any], str, str], None]
+    give_up: GiveUp
 
 
 class Worker:
-    """Runs one job at a time. Any number of workers share a database."""
+    """Runs one job at a time, found by polling or named by a hint. Any number of workers share a database."""
 
-    def __init__(self, database: Database, *, kinds: Mapping[str, JobKind], lease_s: float, poll_s: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        kinds: Mapping[str, JobKind],
+        lease_s: float,
+        poll_s: float,
+        drain_s: float = 15.0,
+        max_running: int = 0,
+    ) -> None:
         self._database = database
         self._kinds = kinds
         self._lease_s = lease_s
         self._poll_s = poll_s
+        self._drain_s = drain_s
+        self._max_running = max_running
+        self._stop = threading.Event()
+        self._hands = threading.Lock()  # held while a job is in them
+        self._sweeper = Sweeper(database, give_up={kind: how.give_up for kind, how in kinds.items()})
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set; the job in hand is finished first. A database that is away is waited for."""
+        """Until `stop` is set; the job in hand is finished or given back. A database that is away is waited for."""
+        self._stop = stop
         log.info("worker.started", owner=self.owner, kinds=sorted(self._kinds))
         while not stop.is_set():
             try:
@@ -87,8 +116,22 @@ class Worker:
         log.info("worker.stopped", owner=self.owner)
 
     def run_one(self) -> bool:
-        """Claim one job and bring it to an end. False where there is none."""
-        claim = self._claim()
+        """Claim the job that goes next and bring it to an end. False where there is none, or our hands are full."""
+        if not self._hands.acquire(blocking=False):
+            return False
+        try:
+            self._sweeper.sweep()
+            return self._claim_and_run(None)
+        finally:
+            self._hands.release()
+
+    def run_hinted(self, job_id: str) -> bool:
+        """The same for one job, once our hands are free. False where it may not be claimed: a hint decides nothing."""
+        with self._hands:
+            return not self._stop.is_set() and self._claim_and_run(job_id)
+
+    def _claim_and_run(self, job_id: str | None) -> bool:
+        claim = self._claim(job_id)
         if claim is None:
             return False
         with structlog.contextvars.bound_contextvars(job_id=claim.job_id, kind=claim.kind, attempt=claim.attempt):
@@ -97,13 +140,11 @@ class Worker:
                 self._attempt(claim, attempt)
         return True
 
-    def _claim(self) -> Claim | None:
+    def _claim(self, job_id: str | None) -> Claim | None:
         with self._database.system_write() as session:
-            for job in jobs.sweep(session):
-                if job.kind in self._kinds:
-                    error = job.error or {"code": "cancelled", "detail": "the job was cancelled"}
-                    self._kinds[job.kind].give_up(session, job.tenant_id, job.payload, error["code"], error["detail"])
-            return jobs.claim(session, owner=self.owner, kinds=list(self._kinds), lease_s=self._lease_s)
+            return jobs.claim(
+                session, owner=self.owner, kinds=list(self._kinds), lease_s=self._lease_s, job_id=job_id, max_running=self._max_running
+            )
 
     def _attempt(self, claim: Claim, attempt: Attempt) -> None:
         try:
@@ -119,6 +160,8 @@ class Worker:
             raise
         except CancelledByRequest:
             self._acknowledge_cancel(claim)
+        except Draining:
+            self._release(claim)
         except Exception as error:  # noqa: BLE001 - the loop edge: one job's failure is not the worker's
             self._fail(claim, error)
 
@@ -133,6 +176,11 @@ class Worker:
             self._kinds[claim.kind].give_up(session, claim.tenant_id, claim.payload, "cancelled", "the job was cancelled")
             jobs.acknowledge_cancel(session, claim)
         log.info("job.cancelled")
+
+    def _release(self, claim: Claim) -> None:
+        with self._database.write() as session:
+            jobs.release(session, claim)
+        log.info("job.released")
 
     def _fail(self, claim: Claim, error: Exception) -> None:
         log.error("job.failed", exc_info=error)
@@ -154,18 +202,37 @@ class Worker:
             thread.join()
 
     def _beat(self, claim: Claim, attempt: Attempt, over: threading.Event) -> None:
-        while not over.wait(self._lease_s / HEARTBEATS_A_LEASE):
-            try:
-                with reaching_tenant(claim.tenant_id), self._database.write() as session:  # said again: another thread
-                    pulse = jobs.heartbeat(session, claim)
-            except StaleFence:
-                attempt.lost.set()
-                return
-            except SQLAlchemyError as error:
-                log.warning("job.heartbeat_missed", error=str(error))
-                continue
-            if pulse.cancel_requested:
+        every_s = self._lease_s / HEARTBEATS_A_LEASE
+        renew_at, drained_at = time.monotonic() + every_s, float("inf")
+        while not over.wait(min(every_s, LOOK_S)) and not attempt.lost.is_set():
+            now = time.monotonic()
+            if self._stop.is_set():
+                drained_at = min(drained_at, now + self._drain_s)
+            if now >= drained_at:
+                attempt.draining.set()
+            renew = now >= renew_at
+            if renew:
+                renew_at = now + every_s
+            self._look(claim, attempt, renew=renew)
+
+    def _look(self, claim: Claim, attempt: Attempt, *, renew: bool) -> None:
+        """Hear of a cancellation, and move the end of the lease where it is time to."""
+        try:
+            with reaching_tenant(claim.tenant_id):  # said again: another thread
+                cancelled = self._cancel_requested(claim, renew=renew)
+            if cancelled:
                 attempt.cancelled.set()
+        except StaleFence:
+            attempt.lost.set()
+        except SQLAlchemyError as error:
+            log.warning("job.heartbeat_missed", error=str(error))
+
+    def _cancel_requested(self, claim: Claim, *, renew: bool) -> bool:
+        if renew:
+            with self._database.write() as session:
+                return jobs.heartbeat(session, claim).cancel_requested
+        with self._database.read() as session:
+            return jobs.is_cancel_requested(session, claim)
 
 
 def backoff_s(attempt: int) -> float:

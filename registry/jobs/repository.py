@@ -1,15 +1,22 @@
-"""Queries over jobs. Every transition is one UPDATE that is conditional on the fence it was decided under."""
+"""Queries over jobs. Every transition is one UPDATE that is conditional on the fence it was decided under, with its event."""
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, Select, and_, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, literal, or_, select, update
+from sqlalchemy.orm import aliased
 
-from registry.db import ReadSession, WriteSession, utc_now
-from registry.jobs.models import QUEUED, RUNNING, Job
+from registry.db import ReadSession, UtcDateTime, WriteSession, database_time, utc_now
+from registry.jobs.models import PROGRESS, QUEUED, RUNNING, Job, JobEvent
 from registry.pagination import after_cursor
+from registry.tenants.models import Tenant
+
+TOP_PRIORITY = 9
+AGED_S = 600.0
+"""Who has waited this long goes before every priority: a stream of urgent jobs starves nobody for ever."""
 
 
 def find(session: ReadSession, tenant_id: str | None, job_id: str) -> Job | None:
@@ -38,36 +45,100 @@ def _lease_lost() -> ColumnElement[bool]:
     return and_(Job.state == RUNNING, Job.lease_expires_at < utc_now())
 
 
-def next_claimable(session: WriteSession, kinds: Collection[str]) -> Job | None:
-    """The job that has waited longest: queued and due, or running under a lease that ran out.
+def next_claimable(
+    session: ReadSession, *, kinds: Collection[str], job_id: str | None, max_running: int, passed_over: Collection[str]
+) -> Row[str, str | None] | None:
+    """(id, tenant id) of the job that goes next, unlocked: highest priority first, then the one that has waited longest.
 
-    PostgreSQL skips rows that another claimer holds; on SQLite the write transaction is alone anyway.
+    Queued and due, or running under a lease that ran out; of a tenant that runs fewer than `max_running` (0: any number).
     """
+    aged_at = literal(database_time(session) - dt.timedelta(seconds=AGED_S), UtcDateTime())
+    urgency = case((Job.available_at < aged_at, TOP_PRIORITY), else_=Job.priority)
+    statement = select(Job.id, Job.tenant_id).where(_claimable(kinds, max_running), Job.id.not_in(passed_over))
+    if job_id is not None:
+        statement = statement.where(Job.id == job_id)
+    ordered = statement.order_by(urgency.desc(), Job.available_at, Job.created_at, Job.id).limit(1)
+    return session.execute(ordered).one_or_none()
+
+
+def lock_quota(session: WriteSession, tenant_id: str) -> None:
+    """One claimer of a tenant at a time; SQLite's write transaction is alone anyway."""
+    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
+
+
+def lock_claimable(session: WriteSession, job_id: str, *, kinds: Collection[str], max_running: int) -> Job | None:
+    """The job, locked, if it may still be claimed and nobody else is claiming it."""
+    statement = select(Job).where(Job.id == job_id, _claimable(kinds, max_running)).with_for_update(of=Job, skip_locked=True)
+    return session.scalar(statement.execution_options(populate_existing=True))
+
+
+def _claimable(kinds: Collection[str], max_running: int) -> ColumnElement[bool]:
     due = and_(Job.state == QUEUED, Job.available_at <= utc_now())
-    statement = (
-        select(Job)
-        .where(Job.kind.in_(kinds), or_(due, _lease_lost()), Job.attempt < Job.max_attempts, Job.cancel_requested.is_(False))
-        .order_by(Job.available_at, Job.created_at, Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .execution_options(populate_existing=True)
+    fit = and_(Job.kind.in_(kinds), or_(due, _lease_lost()), Job.attempt < Job.max_attempts, Job.cancel_requested.is_(False))
+    if not max_running:
+        return fit
+    other = aliased(Job)
+    num_running = (
+        select(func.count())
+        .where(other.tenant_id == Job.tenant_id, other.state == RUNNING, other.lease_expires_at >= utc_now())
+        .correlate(Job)
+        .scalar_subquery()
     )
-    return session.scalar(statement)
+    return and_(fit, or_(Job.tenant_id.is_(None), num_running < max_running))
 
 
-def abandoned(session: WriteSession) -> Sequence[Job]:
-    """Jobs that nobody holds any more and nobody may claim again: attempts used up, or cancelled meanwhile."""
-    statement = (
-        select(Job)
-        .where(_lease_lost(), or_(Job.attempt >= Job.max_attempts, Job.cancel_requested))
-        .with_for_update(skip_locked=True)
-        .execution_options(populate_existing=True)
-    )
+def is_any_lost(session: ReadSession, kinds: Collection[str]) -> bool:
+    return session.scalar(select(Job.id).where(_lease_lost(), Job.kind.in_(kinds)).limit(1)) is not None
+
+
+def lost(session: WriteSession, kinds: Collection[str] | None) -> Sequence[Job]:
+    """Running jobs whose lease ran out, locked; who is claiming or ending one at this moment is left alone."""
+    statement = select(Job).where(_lease_lost()).with_for_update(skip_locked=True).execution_options(populate_existing=True)
+    return session.scalars(statement if kinds is None else statement.where(Job.kind.in_(kinds))).all()
+
+
+def is_cancel_requested(session: ReadSession, job_id: str) -> bool:
+    return bool(session.scalar(select(Job.cancel_requested).where(Job.id == job_id)))
+
+
+def transition(
+    session: WriteSession, *, job_id: str, fence: int, state_before: str, values: Mapping[str, Any], event: str | None = None
+) -> bool:
+    """Change a job that is still in `state_before` under `fence`, and say so in an event of type `event`.
+
+    False: somebody else was faster.
+    """
+    changes = dict(values) if event is None else {**values, "num_events": Job.num_events + 1}
+    statement = update(Job).where(Job.id == job_id, Job.fence == fence, Job.state == state_before).values(**changes)
+    returning = statement.returning(Job.tenant_id, Job.num_events, Job.state, Job.attempt)
+    changed = session.execute(returning, execution_options={"synchronize_session": False}).one_or_none()
+    if changed is None:
+        return False
+    if event is not None:
+        tenant_id, number, state, attempt = changed
+        add_event(
+            session, job_id=job_id, tenant_id=tenant_id, number=number, type=event, state=state, attempt=attempt, data=_said(values, event)
+        )
+    return True
+
+
+def _said(values: Mapping[str, Any], event: str) -> dict[str, Any] | None:
+    """What an event tells beside the state: the progress, or how the attempt ended."""
+    if event == PROGRESS:
+        return dict(values["progress"])
+    return {name: values[name] for name in ("error", "result") if values.get(name) is not None} or None
+
+
+def add_event(session: WriteSession, **values: Any) -> None:
+    session.add(JobEvent(**values))
+    session.flush()
+
+
+def events_after(session: ReadSession, job_id: str, *, number: int, limit: int) -> Sequence[JobEvent]:
+    statement = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.number > number).order_by(JobEvent.number).limit(limit)
     return session.scalars(statement).all()
 
 
-def transition(session: WriteSession, *, job_id: str, fence: int, state_before: str, values: Mapping[str, Any]) -> bool:
-    """Change a job that is still in `state_before` under `fence`. False: somebody else was faster."""
-    statement = update(Job).where(Job.id == job_id, Job.fence == fence, Job.state == state_before).values(**values)
-    result = cast(CursorResult[Any], session.execute(statement, execution_options={"synchronize_session": False}))
-    return result.rowcount == 1
+def num_events_of(session: ReadSession, job_ids: Collection[str]) -> dict[str, int]:
+    """The number of the last event of each job."""
+    return dict(session.execute(select(Job.id, Job.num_events).where(Job.id.in_(job_ids))).tuples().all())

@@ -3,7 +3,11 @@
     queued --claim--> running --finish--> succeeded
       ^                 | | `---fail----> failed        (at once, or when attempts are used up)
       |--fail, release--' `--acknowledge_cancel--> cancelled
-      `--lease ran out: the next claim takes it under a higher fence, or sweep fails it when attempts are used up
+      `--lease ran out: sweep queues it again, or the next claim takes it, both under a higher fence;
+         sweep fails it when its attempts are used up
+
+Each of these writes an event (`registry.jobs.events`) and, where a broker is configured and the job is queued, a hint
+for the relay (`registry.jobs.outbox`), in the same transaction.
 
 A worker holds a `Claim`. Whatever it writes carries the claim's fence, in the same transaction as its other writes:
 when the lease was lost and the job claimed again, StaleFence rolls them all back.
@@ -19,13 +23,22 @@ from uuid import uuid4
 
 from registry.db import ReadSession, WriteSession, database_time
 from registry.errors import Conflict, NotFound
-from registry.jobs import repository
-from registry.jobs.models import CANCELLED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, Job
+from registry.jobs import outbox, repository
+from registry.jobs.models import CANCELLED, DEFAULT_QUEUE, FAILED, FINAL, PROGRESS, QUEUED, RUNNING, STATE, SUCCEEDED, Job
 
 DEFAULT_MAX_ATTEMPTS = 5
 
 VALIDATE_VERSION = "validate_version"
 IMPORT_BASE_MODEL = "import_base_model"
+
+QUEUES: Mapping[str, str] = {}
+"""Kind of job -> queue, for those that need another machine than `cpu`: workers can be split by queue."""
+PRIORITIES: Mapping[str, int] = {VALIDATE_VERSION: 5}
+"""Kind of job -> priority, 0 to 9, where it is not 0: somebody waits in front of a push."""
+
+
+def queue_of(kind: str) -> str:
+    return QUEUES.get(kind, DEFAULT_QUEUE)
 
 
 class StaleFence(Conflict):
@@ -66,11 +79,15 @@ def enqueue(
     subject_id: str,
     payload: Mapping[str, Any],
     max_attempts: int | None = None,
+    priority: int | None = None,
 ) -> Job:
     """Add a job to the caller's transaction, so that it exists exactly when what it is about does."""
     job = Job(
         id=uuid4().hex,
         kind=kind,
+        queue=queue_of(kind),
+        priority=PRIORITIES.get(kind, 0) if priority is None else priority,
+        num_events=1,
         tenant_id=tenant_id,
         subject_id=subject_id,
         payload=dict(payload),
@@ -78,6 +95,8 @@ def enqueue(
     )
     session.add(job)
     session.flush()
+    repository.add_event(session, job_id=job.id, tenant_id=tenant_id, number=1, type=STATE, state=QUEUED, attempt=0)
+    outbox.post(session, job)
     return job
 
 
@@ -101,32 +120,40 @@ def cancel(session: WriteSession, tenant_id: str | None, job_id: str) -> Job:
     changes: dict[str, Any] = {"cancel_requested": True}
     if job.state == QUEUED:
         changes |= {"state": CANCELLED, "finished_at": database_time(session)}
-    if not repository.transition(session, job_id=job.id, fence=job.fence, state_before=job.state, values=changes):
+    if not repository.transition(session, job_id=job.id, fence=job.fence, state_before=job.state, values=changes, event=STATE):
         raise Conflict(f"job {job_id} changed meanwhile", field="state", value=job.state, remedy="ask again")
     return get(session, tenant_id, job_id)
 
 
-def claim(session: WriteSession, *, owner: str, kinds: Collection[str], lease_s: float) -> Claim | None:
-    """Take the job that has waited longest, or None. The transaction must commit before the work begins."""
-    sweep(session)
-    while (job := repository.next_claimable(session, kinds)) is not None:
-        expires_at = database_time(session) + dt.timedelta(seconds=lease_s)
-        taken = repository.transition(
-            session,
-            job_id=job.id,
-            fence=job.fence,
-            state_before=job.state,
-            values={
-                "state": RUNNING,
-                "fence": job.fence + 1,
-                "attempt": job.attempt + 1,
-                "lease_owner": owner,
-                "lease_expires_at": expires_at,
-            },
-        )
-        if taken:
+def claim(
+    session: WriteSession, *, owner: str, kinds: Collection[str], lease_s: float, job_id: str | None = None, max_running: int = 0
+) -> Claim | None:
+    """Take the job that goes next, or the one named `job_id` if it may be claimed. None: there is nothing to do.
+
+    A tenant runs at most `max_running` at a time (0: any number). The transaction must commit before the work begins.
+    """
+    passed_over: set[str] = set()
+    while True:
+        found = repository.next_claimable(session, kinds=kinds, job_id=job_id, max_running=max_running, passed_over=passed_over)
+        if found is None:
+            return None
+        passed_over.add(found.id)
+        if max_running and found.tenant_id is not None:
+            repository.lock_quota(session, found.tenant_id)  # before the job's row, as everybody who takes both
+        job = repository.lock_claimable(session, found.id, kinds=kinds, max_running=max_running)
+        if job is not None and _take(session, job, owner=owner, lease_s=lease_s):
             return _claim_of(job, owner=owner, lease_s=lease_s)
-    return None
+
+
+def _take(session: WriteSession, job: Job, *, owner: str, lease_s: float) -> bool:
+    values = {
+        "state": RUNNING,
+        "fence": job.fence + 1,
+        "attempt": job.attempt + 1,
+        "lease_owner": owner,
+        "lease_expires_at": database_time(session) + dt.timedelta(seconds=lease_s),
+    }
+    return repository.transition(session, job_id=job.id, fence=job.fence, state_before=job.state, values=values, event=STATE)
 
 
 def _claim_of(job: Job, *, owner: str, lease_s: float) -> Claim:
@@ -147,13 +174,18 @@ def _claim_of(job: Job, *, owner: str, lease_s: float) -> Claim:
 def heartbeat(session: WriteSession, claim: Claim) -> Pulse:
     """Move the end of the lease. Raises StaleFence."""
     expires_at = database_time(session) + dt.timedelta(seconds=claim.lease_s)
-    _advance(session, claim, lease_expires_at=expires_at)
+    _advance(session, claim, None, lease_expires_at=expires_at)
     return Pulse(cancel_requested=repository.lock(session, claim.job_id).cancel_requested, lease_expires_at=expires_at)
+
+
+def is_cancel_requested(session: ReadSession, claim: Claim) -> bool:
+    """What the next heartbeat would learn of a cancellation, for less."""
+    return repository.is_cancel_requested(session, claim.job_id)
 
 
 def progress(session: WriteSession, claim: Claim, values: Mapping[str, Any]) -> None:
     """Replace what `GET /jobs/{id}` shows as progress. Raises StaleFence."""
-    _advance(session, claim, progress=dict(values))
+    _advance(session, claim, PROGRESS, progress=dict(values))
 
 
 def finish(session: WriteSession, claim: Claim, result: Mapping[str, Any] | None = None) -> None:
@@ -183,19 +215,36 @@ def acknowledge_cancel(session: WriteSession, claim: Claim) -> None:
     _leave(session, claim, state=CANCELLED)
 
 
-def sweep(session: WriteSession) -> list[Job]:
-    """End the jobs whose worker is gone and which may not be claimed again; returns them."""
+def is_any_lost(session: ReadSession, *, kinds: Collection[str]) -> bool:
+    return repository.is_any_lost(session, kinds)
+
+
+def sweep(session: WriteSession, *, kinds: Collection[str] | None = None) -> list[Job]:
+    """Jobs whose worker is gone: queue them again while attempts are left, else end them. Returns those that ended.
+
+    The lease that ran out was pause enough before the next attempt.
+    """
     swept = []
-    for job in repository.abandoned(session):
-        if job.cancel_requested:
-            changes: dict[str, Any] = {"state": CANCELLED}
+    for job in repository.lost(session, kinds):
+        changes = _after_loss(session, job)
+        if not repository.transition(session, job_id=job.id, fence=job.fence, state_before=RUNNING, values=changes, event=STATE):
+            continue
+        after = get(session, None, job.id)
+        if after.state in FINAL:
+            swept.append(after)
         else:
-            detail = f"its worker stopped answering in attempt {job.attempt} of {job.max_attempts}"
-            changes = {"state": FAILED, "error": {"code": "worker_lost", "detail": detail}}
-        changes |= _no_lease() | {"finished_at": database_time(session)}
-        if repository.transition(session, job_id=job.id, fence=job.fence, state_before=RUNNING, values=changes):
-            swept.append(get(session, None, job.id))
+            outbox.post(session, after)
     return swept
+
+
+def _after_loss(session: WriteSession, job: Job) -> dict[str, Any]:
+    now = database_time(session)
+    error = {"code": "worker_lost", "detail": f"its worker stopped answering in attempt {job.attempt} of {job.max_attempts}"}
+    if job.cancel_requested:
+        return _no_lease() | {"state": CANCELLED, "finished_at": now}
+    if job.attempt >= job.max_attempts:
+        return _no_lease() | {"state": FAILED, "finished_at": now, "error": error}
+    return _no_lease() | {"state": QUEUED, "available_at": now, "error": error}
 
 
 def _no_lease() -> dict[str, Any]:
@@ -208,10 +257,12 @@ def _leave(session: WriteSession, claim: Claim, *, state: str, **values: Any) ->
         state = CANCELLED
     if state in FINAL:
         values["finished_at"] = database_time(session)
-    _advance(session, claim, state=state, **_no_lease(), **values)
+    _advance(session, claim, STATE, state=state, **_no_lease(), **values)
+    if state == QUEUED:
+        outbox.post(session, get(session, None, claim.job_id))
     return state
 
 
-def _advance(session: WriteSession, claim: Claim, **values: Any) -> None:
-    if not repository.transition(session, job_id=claim.job_id, fence=claim.fence, state_before=RUNNING, values=values):
+def _advance(session: WriteSession, claim: Claim, event: str | None, **values: Any) -> None:
+    if not repository.transition(session, job_id=claim.job_id, fence=claim.fence, state_before=RUNNING, values=values, event=event):
         raise StaleFence(f"job {claim.job_id} is no longer held under fence {claim.fence}", field="fence", value=claim.fence)

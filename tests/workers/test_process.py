@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,39 +20,13 @@ from registry.config import Settings
 from registry.db import Database, Table
 from registry.jobs.models import Job
 from tests.registry.adapters.pushing import Pusher, adapter
-
-ROOT = Path(__file__).resolve().parents[2]
-LEASE_S = 1.5
+from tests.workers.processes import Start, worker_processes
 
 
 @pytest.fixture
-def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """start() -> a worker process over the test's state directory, listening; what still runs at the end is killed."""
-    processes: list[subprocess.Popen[bytes]] = []
-    environment = os.environ | {
-        "LORARY_STATE_DIR": str(settings.state_dir),
-        "LORARY_JOB_LEASE_S": str(LEASE_S),
-        "LORARY_JOB_POLL_S": "0.05",
-        "OMP_NUM_THREADS": "1",
-    }
-
-    def run() -> subprocess.Popen[bytes]:
-        log = tmp_path / f"worker-{len(processes)}.log"
-        with log.open("wb") as stderr:
-            process = subprocess.Popen([sys.executable, "-m", "workers"], cwd=ROOT, env=environment, stderr=stderr)
-        processes.append(process)
-        deadline = time.monotonic() + 60
-        while b"worker.started" not in log.read_bytes():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, "the worker did not start"
-            time.sleep(0.02)
-        return process
-
-    yield run
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
+    with worker_processes(settings, tmp_path) as start:
+        yield start
 
 
 class HeldBlob:
@@ -115,9 +87,7 @@ def assert_published_once(database: Database) -> None:
     assert len(ready) == 1
 
 
-def test_another_worker_finishes_the_job_of_a_killed_one(
-    acme: Pusher, database: Database, *, held: HeldBlob, start: Callable[[], subprocess.Popen[bytes]]
-) -> None:
+def test_another_worker_finishes_the_job_of_a_killed_one(acme: Pusher, database: Database, *, held: HeldBlob, start: Start) -> None:
     victim = start()
     os.close(held.wait_for_reader())
     victim.send_signal(signal.SIGKILL)
@@ -132,9 +102,7 @@ def test_another_worker_finishes_the_job_of_a_killed_one(
     assert_published_once(database)
 
 
-def test_a_stopped_worker_that_wakes_up_late_publishes_nothing(
-    acme: Pusher, database: Database, *, held: HeldBlob, start: Callable[[], subprocess.Popen[bytes]]
-) -> None:
+def test_a_stopped_worker_that_wakes_up_late_publishes_nothing(acme: Pusher, database: Database, *, held: HeldBlob, start: Start) -> None:
     """Paused for longer than its lease, as by a hypervisor; the pipe then gives it the right bytes, too late."""
     sleeper = start()
     pipe = held.wait_for_reader()
@@ -153,9 +121,7 @@ def test_a_stopped_worker_that_wakes_up_late_publishes_nothing(
     assert_published_once(database)
 
 
-def test_sigterm_finishes_the_job_in_hand(
-    acme: Pusher, database: Database, *, held: HeldBlob, start: Callable[[], subprocess.Popen[bytes]]
-) -> None:
+def test_sigterm_finishes_the_job_in_hand(acme: Pusher, database: Database, *, held: HeldBlob, start: Start) -> None:
     worker = start()
     pipe = held.wait_for_reader()
     acme.push("second", adapter(1))
@@ -169,7 +135,7 @@ def test_sigterm_finishes_the_job_in_hand(
     assert acme.get("/adapters/second/versions/1")["status"] == "pending", "a draining worker takes no new job"
 
 
-def test_sigterm_ends_an_idle_worker_at_once(start: Callable[[], subprocess.Popen[bytes]], database: Database) -> None:
+def test_sigterm_ends_an_idle_worker_at_once(start: Start, database: Database) -> None:
     worker = start()
     began = time.monotonic()
     worker.send_signal(signal.SIGTERM)

@@ -45,6 +45,11 @@ def lose_lease(database: Database, job_id: str) -> None:
         session.execute(update(Job).where(Job.id == job_id).values(lease_expires_at=expired))
 
 
+def sweep(database: Database) -> list[str]:
+    with database.write() as session:
+        return [job.id for job in service.sweep(session)]
+
+
 def test_from_queue_to_success(database: Database) -> None:
     job_id = enqueue(database)
     taken = held(database)
@@ -194,6 +199,7 @@ def test_attempts_of_dying_workers_are_capped(database: Database) -> None:
         assert held(database).attempt == attempt
         lose_lease(database, job_id)
     assert claim(database) is None
+    sweep(database)
     failed = row(database, job_id)
     assert (failed.state, failed.error and failed.error["code"]) == ("failed", "worker_lost")
     assert "attempt 3 of 3" in (failed.error or {})["detail"]
@@ -254,6 +260,7 @@ def test_a_cancelled_job_never_goes_back_to_the_queue(database: Database, leave:
             service.release(session, taken)
     if leave == "lost":
         lose_lease(database, job_id)
+        sweep(database)
     assert claim(database) is None
     assert row(database, job_id).state == "cancelled"
 

@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 from registry.db import Database, Table, database_time
 from registry.errors import Conflict
 from registry.jobs import service
-from registry.jobs.models import FINAL, Job
+from registry.jobs.models import FINAL, Job, JobEvent
 from registry.jobs.service import Claim, StaleFence
 
 KINDS = ("work",)
@@ -132,7 +132,6 @@ class JobMachine(RuleBasedStateMachine):
     def claim(self):
         with self.database.write() as session:
             taken = service.claim(session, owner="any", kinds=KINDS, lease_s=60)
-        self._forget_swept()
         if taken is None:
             return multiple()
         assert taken.job_id not in self.results, "a finished job was claimed"
@@ -141,8 +140,11 @@ class JobMachine(RuleBasedStateMachine):
         self.fences[taken.job_id] = self.holder[taken.job_id] = taken.fence
         return taken
 
-    def _forget_swept(self) -> None:
-        """Claiming may have ended lost jobs, or handed them on."""
+    @rule()
+    def sweep(self) -> None:
+        """Lost jobs end, or go back to the queue."""
+        with self.database.write() as session:
+            service.sweep(session)
         with self.database.read() as session:
             running = set(session.scalars(select(Job.id).where(Job.state == "running")))
         self.holder = {job_id: fence for job_id, fence in self.holder.items() if job_id in running}
@@ -202,6 +204,10 @@ class JobMachine(RuleBasedStateMachine):
                 assert (job.state in FINAL) == (job.finished_at is not None)
                 assert job.fence == self.fences.get(job.id, 0)
                 assert 0 <= job.attempt <= job.max_attempts
+                told = session.scalars(select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.number)).all()
+                assert [event.number for event in told] == list(range(1, job.num_events + 1))
+                assert (told[-1].state, told[-1].attempt) == (job.state, job.attempt)
+                assert sum(event.state in FINAL for event in told) == (job.state in FINAL)
                 if job.state == "succeeded":
                     assert job.result == {"fence": self.results[job.id]}
                 if job.state == "failed":

@@ -1,0 +1,84 @@
+"""The transactional outbox of job hints: written with the job, taken by a relay, deleted when the broker has it.
+
+Without a broker nothing is written: workers poll the table of jobs. A hint may be published twice and may come too
+late or never; the row of the job alone decides (DESIGN 3).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from uuid import uuid4
+
+from sqlalchemy import ColumnElement, and_, delete, or_, select, update
+
+from registry.db import ReadSession, WriteSession, database_time, utc_now
+from registry.jobs.models import Job, OutboxMessage
+
+
+@dataclass(frozen=True)
+class Hint:
+    """One message that a relay holds until it has published it. `id` is the message's id at the broker too."""
+
+    id: str
+    job_id: str
+    queue: str
+    priority: int
+    fence: int
+
+
+def post(session: WriteSession, job: Job) -> None:
+    """Leave a hint for the relay that `job` may be claimed once it is due, where a broker is configured."""
+    if not session.info.get("dispatch", False):
+        return
+    session.add(
+        OutboxMessage(
+            id=uuid4().hex,
+            tenant_id=job.tenant_id,
+            job_id=job.id,
+            queue=job.queue,
+            priority=job.priority,
+            available_at=job.available_at,
+        )
+    )
+    session.flush()
+
+
+def is_anything_due(session: ReadSession) -> bool:
+    """A look without a lock, so that idle relays do not queue for SQLite's one writer."""
+    return session.scalar(select(OutboxMessage.id).where(_due()).limit(1)) is not None
+
+
+def take(session: WriteSession, *, limit: int, hold_s: float) -> list[Hint]:
+    """The hints that are due and that no other relay holds, held by us for `hold_s`. Commit before publishing."""
+    statement = (
+        select(OutboxMessage)
+        .where(_due())
+        .order_by(OutboxMessage.available_at, OutboxMessage.created_at, OutboxMessage.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    )
+    messages = session.scalars(statement).all()
+    until = database_time(session) + dt.timedelta(seconds=hold_s)
+    for message in messages:
+        message.taken_until, message.fence = until, message.fence + 1
+    session.flush()
+    return [Hint(message.id, message.job_id, message.queue, message.priority, message.fence) for message in messages]
+
+
+def _due() -> ColumnElement[bool]:
+    free = or_(OutboxMessage.taken_until.is_(None), OutboxMessage.taken_until < utc_now())
+    return and_(OutboxMessage.available_at <= utc_now(), free)
+
+
+def settle(session: WriteSession, hint: Hint) -> None:
+    """The broker has it. A hint that another relay took meanwhile stays for that one."""
+    session.execute(delete(OutboxMessage).where(OutboxMessage.id == hint.id, OutboxMessage.fence == hint.fence))
+
+
+def put_back(session: WriteSession, hint: Hint, *, retry_in_s: float) -> None:
+    """The broker did not take it: due again in `retry_in_s`."""
+    until = database_time(session) + dt.timedelta(seconds=retry_in_s)
+    held = update(OutboxMessage).where(OutboxMessage.id == hint.id, OutboxMessage.fence == hint.fence)
+    session.execute(held.values(taken_until=until), execution_options={"synchronize_session": False})
