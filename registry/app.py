@@ -29,6 +29,7 @@ from registry.serving.proxy import make_client
 from registry.tenants import endpoints as tenants
 from registry.tenants.keys import make_key_hasher
 from registry.tenants.last_used import LastUsed
+from registry.uploads import endpoints as uploads
 
 API_PREFIX = "/api/v1"
 OPENAI_PREFIX = "/v1"
@@ -65,7 +66,7 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(health.router)
-    for domain in (tenants, audit, secrets, jobs, blobs, base_models, adapters, serving):
+    for domain in (tenants, audit, secrets, jobs, blobs, uploads, base_models, adapters, serving):
         app.include_router(domain.router, prefix=API_PREFIX)
     app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
     app.include_router(hub.hub_router)

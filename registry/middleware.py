@@ -21,7 +21,7 @@ from registry.wire import REQUEST_ID_HEADER
 
 log = structlog.get_logger("registry.access")
 
-BLOB_PREFIX = "/api/v1/blobs/"
+STREAMED_PREFIXES = ("/api/v1/blobs/", "/api/v1/uploads/")
 _PROBES = frozenset({"/livez", "/readyz"})
 
 
@@ -73,7 +73,7 @@ def _log_access(scope: Scope, *, status: int, duration_s: float) -> None:
 class BodyLimit:
     """Refuses bodies above `max_bytes` with 413, by Content-Length at once or at the first byte too many.
 
-    PUT of a blob is left alone: it streams, and has its own limit.
+    PUT of a blob or of a part of one is left alone: it streams, and has its own limit.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
@@ -81,7 +81,7 @@ class BodyLimit:
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"] == "PUT" and scope["path"].startswith(BLOB_PREFIX)):
+        if scope["type"] != "http" or (scope["method"] == "PUT" and scope["path"].startswith(STREAMED_PREFIXES)):
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "0")

@@ -9,7 +9,8 @@ import registry.blobs.models
 import registry.jobs.models
 import registry.secrets.models
 import registry.serving.models
-import registry.tenants.models  # noqa: F401
+import registry.tenants.models
+import registry.uploads.models  # noqa: F401
 from registry.db import Table
 
 metadata = Table.metadata

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.postgresql import postgresql_server
+from tests.servers import s3_server
 
-__all__ = ["postgresql_server"]
+__all__ = ["postgresql_server", "s3_server"]
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_DIR = Path(os.environ.get("LORARY_TEST_CACHE", ROOT / ".cache")) / "models" / "smollm2-135m-instruct"

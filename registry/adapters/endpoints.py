@@ -26,7 +26,7 @@ from registry.adapters.schemas import (
     VersionOut,
 )
 from registry.blobs import service as blobs
-from registry.blobs.endpoints import BlobStoreDep, RangeHeader, SettingsDep, blob_response
+from registry.blobs.endpoints import REDIRECTS, BlobStoreDep, RangeHeader, SettingsDep, blob_or_redirect
 from registry.db import DatabaseDep, ReadSessionDep, WriteSessionDep
 from registry.errors import (
     BadRequest,
@@ -131,21 +131,23 @@ def delete_version(name: AdapterName, number: VersionNumber, *, subject: Writer,
     service.delete_version(session, subject, name, number)
 
 
-@router.get("/{name}/versions/{number}/files/{path:path}", response_class=StreamingResponse, responses=READ_ERRORS)
+@router.get("/{name}/versions/{number}/files/{path:path}", response_class=StreamingResponse, responses=READ_ERRORS | REDIRECTS)
 def get_file(
     name: AdapterName,
     number: VersionNumber,
     path: FilePath,
     *,
     subject: Reader,
-    session: ReadSessionDep,
+    database: DatabaseDep,
     store: BlobStoreDep,
+    settings: SettingsDep,
     byte_range: RangeHeader = None,
 ) -> Response:
-    """One file of a version, byte for byte as it was pushed."""
-    version = service.get_version(session, subject.tenant_id, name, number)
-    blob = blobs.get(session, subject.tenant_id, service.file_digest(version, path))
-    return blob_response(store, blob, byte_range=byte_range)
+    """One file of a version, byte for byte as it was pushed; 307 to the store itself where the installation is set so."""
+    with database.read() as session:
+        version = service.get_version(session, subject.tenant_id, name, number)
+        blob = blobs.get(session, subject.tenant_id, service.file_digest(version, path))
+    return blob_or_redirect(store, blob, byte_range=byte_range, settings=settings)
 
 
 @router.get("/{name}/aliases", responses=READ_ERRORS)

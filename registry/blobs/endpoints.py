@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from registry.blobs import service
@@ -15,7 +15,7 @@ from registry.blobs.models import Blob
 from registry.blobs.schemas import BlobOut, Sha256Path
 from registry.blobs.store import CHUNK_BYTES, BlobMissing, BlobStore, Upload
 from registry.config import Settings
-from registry.db import Database, DatabaseDep, ReadSessionDep
+from registry.db import Database, DatabaseDep
 from registry.errors import BadRequest, Forbidden, Invalid, NotFound, StorageFull, TooLarge, problem_responses
 from registry.tenants.auth import TenantSubject, require
 
@@ -24,6 +24,11 @@ router = APIRouter(prefix="/blobs", tags=["blobs"])
 Reader = Annotated[TenantSubject, Depends(require("adapters:read"))]
 Writer = Annotated[TenantSubject, Depends(require("adapters:write"))]
 RangeHeader = Annotated[str | None, Header(alias="Range", max_length=64)]
+
+
+REDIRECTS: dict[int | str, dict[str, object]] = {
+    307: {"description": "The bytes lie at `Location` for a while; `Range` goes there as well."}
+}
 
 
 def _blob_store(request: Request) -> BlobStore:
@@ -61,7 +66,7 @@ async def put_blob(
     _refuse_announced_excess(request, max_bytes=max_bytes)
     upload = await run_in_threadpool(store.begin, subject.tenant_id, sha256, max_bytes=max_bytes)
     try:
-        await _receive(request, upload)
+        await receive(request, upload)
         size = await run_in_threadpool(upload.commit)
     finally:
         upload.abort()  # not in the thread pool: a cancelled request may await nothing more
@@ -71,21 +76,37 @@ async def put_blob(
 
 
 @router.head("/{sha256}", responses=problem_responses(Forbidden, NotFound))
-def head_blob(sha256: Sha256Path, *, subject: Reader, session: ReadSessionDep, store: BlobStoreDep) -> Response:
+def head_blob(sha256: Sha256Path, *, subject: Reader, database: DatabaseDep, store: BlobStoreDep) -> Response:
     """Whether the tenant has these bytes, so that a client need not send them again. Bytes that a disk lost are absent."""
-    blob = service.get(session, subject.tenant_id, sha256)
+    with database.read() as session:
+        blob = service.get(session, subject.tenant_id, sha256)
     if store.size(subject.tenant_id, sha256) != blob.size:
         raise BlobMissing(sha256)
     return Response(headers=_blob_headers(blob) | {"Content-Length": str(blob.size)})
 
 
-@router.get("/{sha256}", response_class=StreamingResponse, responses=problem_responses(BadRequest, Forbidden, NotFound))
+@router.get("/{sha256}", response_class=StreamingResponse, responses=problem_responses(BadRequest, Forbidden, NotFound) | REDIRECTS)
 def get_blob(
-    sha256: Sha256Path, *, subject: Reader, session: ReadSessionDep, store: BlobStoreDep, byte_range: RangeHeader = None
+    sha256: Sha256Path,
+    *,
+    subject: Reader,
+    database: DatabaseDep,
+    store: BlobStoreDep,
+    settings: SettingsDep,
+    byte_range: RangeHeader = None,
 ) -> Response:
-    """The bytes; one `Range: bytes=first-last` is understood."""
-    blob = service.get(session, subject.tenant_id, sha256)
-    return blob_response(store, blob, byte_range=byte_range)
+    """The bytes; one `Range: bytes=first-last` is understood. 307 to the store itself where the installation is set so."""
+    with database.read() as session:
+        blob = service.get(session, subject.tenant_id, sha256)
+    return blob_or_redirect(store, blob, byte_range=byte_range, settings=settings)
+
+
+def blob_or_redirect(store: BlobStore, blob: Blob, *, byte_range: str | None, settings: Settings) -> Response:
+    """Like `blob_response`, or 307 to a URL of the store that is good for this blob alone, and not for long."""
+    url = store.download_url(blob.tenant_id, blob.sha256, ttl_s=settings.presigned_ttl_s) if settings.blob_redirect else None
+    if url is None:
+        return blob_response(store, blob, byte_range=byte_range)
+    return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
 
 
 def blob_response(store: BlobStore, blob: Blob, *, byte_range: str | None) -> Response:
@@ -131,14 +152,14 @@ def _refuse_announced_excess(request: Request, *, max_bytes: int) -> None:
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise TooLarge(
-            f"Content-Length {announced} is over the {max_bytes} bytes a blob may have; upload a smaller file",
+            f"Content-Length {announced} is over the {max_bytes} bytes a blob may have here; use POST /api/v1/uploads",
             field="Content-Length",
             value=announced,
             remedy=f"stay within {max_bytes} bytes",
         )
 
 
-async def _receive(request: Request, upload: Upload) -> None:
+async def receive(request: Request, upload: Upload) -> None:
     """Hand the body on in chunks of about CHUNK_BYTES: one thread hop each."""
     held = bytearray()
     try:

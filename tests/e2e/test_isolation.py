@@ -37,6 +37,7 @@ class World:
     model: str
     name: str
     revision: str = "default"
+    upload_id: str = "0" * 32
 
 
 # operation -> kind of rule, and a body where one is needed
@@ -69,6 +70,13 @@ TABLE: dict[str, tuple[str, JSON | None]] = {
     "PUT /api/v1/blobs/{sha256}": (MINE, None),
     "GET /api/v1/blobs/{sha256}": (OWNED, None),
     "HEAD /api/v1/blobs/{sha256}": (OWNED, None),
+    "POST /api/v1/uploads": (MINE, None),
+    "GET /api/v1/uploads": (LISTING, None),
+    "GET /api/v1/uploads/{upload_id}": (OWNED, None),
+    "DELETE /api/v1/uploads/{upload_id}": (OWNED, None),
+    "POST /api/v1/uploads/{upload_id}/parts": (OWNED, {"numbers": [1]}),
+    "PUT /api/v1/uploads/{upload_id}/parts/{number}": (OWNED, None),
+    "POST /api/v1/uploads/{upload_id}/complete": (OWNED, None),
     "GET /api/v1/adapters": (LISTING, None),
     "GET /api/v1/adapters/{name}": (OWNED, None),
     "PATCH /api/v1/adapters/{name}": (OWNED, {"description": "mine now"}),
@@ -116,10 +124,11 @@ def stage(lorary: Lorary) -> tuple[str, World, World]:
         sha256 = next(file["sha256"] for file in version["files"] if file["path"] == "adapter_model.safetensors")
         key_id = client.get("/api/v1/keys").json()["items"][0]["id"]
         job_id = client.get("/api/v1/jobs").json()["items"][0]["id"]
+        upload_id = client.post("/api/v1/uploads", json={"sha256": "cd" * 32, "size": 5}).json()["id"]
     with lorary.http() as client:
         replica_id = client.get("/api/v1/replicas").json()["items"][0]["id"]
     file = "adapter_config.json"
-    b = World("isolated-b", "secret", "default", "1", file, sha256, key_id, job_id, replica_id, "secret", "secret")
+    b = World("isolated-b", "secret", "default", "1", file, sha256, key_id, job_id, replica_id, "secret", "secret", upload_id=upload_id)
     nothing = World(
         "never-was", "ghost1", "default", "1", file, ABSENT_DIGEST, "0" * len(key_id), "0" * len(job_id), "0" * 32, "ghost1", "ghost1"
     )

@@ -17,8 +17,9 @@ from registry.blobs.store import BlobMissing, BlobStore
 from registry.config import S3Settings
 from registry.errors import Invalid, Unavailable
 from tests.registry.blobs.conformance import ONE, BlobStoreConformance, contents, digest, put
-from tests.registry.blobs.conftest import MakeS3, Place, s3_settings
+from tests.registry.blobs.conftest import MakeS3
 from tests.registry.blobs.gate import Gate
+from tests.registry.places import Place, s3_settings
 from tests.servers import S3_READER, S3Server
 
 BIG = os.urandom(2 * PART_BYTES + 12345)

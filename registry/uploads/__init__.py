@@ -1,0 +1,1 @@
+"""Large blobs on their way in by parts: begun, resumed, finalised, aborted."""
