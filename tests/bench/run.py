@@ -21,6 +21,7 @@ from tests.generate import write_adapter
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
 MAX_LOAD = 0.5
+PEER_TIMEOUT_S = 900
 BASE_FLOOR_S, ADAPTER_BYTES_S = 0.065, 17e9  # DESIGN 8: layers and head at batch 16; what two cores stream
 SCENARIOS = {"base": 0, "16 adapters": 16}
 
@@ -92,7 +93,11 @@ def best(command: tuple[str, ...], work: list[str]) -> float | None:
     """Tokens a second of the best repetition, or None if the driver fails."""
     path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
     environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run([*command, *work], check=False, capture_output=True, text=True, env=environment)
+    try:
+        done = subprocess.run([*command, *work], check=False, capture_output=True, text=True, env=environment, timeout=PEER_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        print(f"  {' '.join(command[1:])} took more than {PEER_TIMEOUT_S} s", flush=True)
+        return None
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not lines:
         print(f"  {' '.join(command[1:])} failed: {done.stderr.strip().splitlines()[-3:]}", flush=True)
