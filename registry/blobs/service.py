@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import structlog
+
 from registry.audit import service as audit
 from registry.blobs import repository
 from registry.blobs.local import LocalBlobStore
 from registry.blobs.models import Blob
-from registry.blobs.store import BlobMissing, BlobStore
+from registry.blobs.store import STALE_UPLOAD_S, BlobMissing, BlobStore
 from registry.config import Settings
 from registry.db import ReadSession, WriteSession
+from registry.errors import RegistryError
 from registry.tenants.auth import SYSTEM, TenantSubject
+
+log = structlog.get_logger(__name__)
 
 
 def open_blob_store(settings: Settings) -> BlobStore:
@@ -19,6 +24,17 @@ def open_blob_store(settings: Settings) -> BlobStore:
 
         return S3BlobStore(settings.blob_url, settings.s3)
     return LocalBlobStore(settings.blob_dir)
+
+
+def remove_stale_uploads(store: BlobStore, *, ttl_s: float) -> None:
+    """Take away what killed processes left behind. A store that is away does not keep a worker from starting."""
+    try:
+        removed = store.remove_stale_uploads(older_than_s=max(STALE_UPLOAD_S, 2 * ttl_s))
+    except RegistryError as error:
+        log.warning("blob_store.not_swept", error=error.detail)
+        return
+    if removed:
+        log.info("blob_store.swept", removed=removed)
 
 
 def record_upload(session: WriteSession, subject: TenantSubject, sha256: str, *, size: int) -> bool:

@@ -65,6 +65,8 @@ class RegistryClient:
             trust_env=urlsplit(url).hostname not in LOOPBACK,  # a proxy has no business between us and this machine
         )
 
+        self._store = httpx2.Client(timeout=httpx2.Timeout(timeout_s, connect=5.0))
+
     def __enter__(self) -> Self:
         return self
 
@@ -73,6 +75,7 @@ class RegistryClient:
 
     def close(self) -> None:
         self._http.close()
+        self._store.close()
 
     def get(self, route: str, **params: str | int) -> Json:
         return self._json("GET", route, params=params)
@@ -113,12 +116,25 @@ class RegistryClient:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         return self._decode(self._send("PUT", route, content=chunks, headers=headers))
 
+    def put_part(self, url: str, data: bytes) -> None:
+        """PUT one part of a large upload. A URL of the store carries its own right and must not see the key."""
+        try:
+            response = self._http.put(self.url + url, content=data) if url.startswith("/") else self._store.put(url, content=data)
+        except httpx2.TransportError as error:
+            raise PartFailed(str(error) or type(error).__name__) from error
+        if response.status_code >= 500 or response.status_code in {403, 404, 408, 429}:
+            raise PartFailed(f"{response.status_code} {response.reason_phrase}")
+        if response.is_error:
+            raise _problem(response)
+
     @contextmanager
     def download(self, route: str) -> Iterator[Iterator[bytes]]:
         """The body of a GET, in chunks."""
         with (
             self._reaching(),
-            self._http.stream("GET", self._full(route), headers={"Accept": "*/*", "Accept-Encoding": "identity"}) as response,
+            self._http.stream(
+                "GET", self._full(route), headers={"Accept": "*/*", "Accept-Encoding": "identity"}, follow_redirects=True
+            ) as response,
         ):
             if response.is_error:
                 response.read()
@@ -178,6 +194,10 @@ class RegistryClient:
                 f"cannot reach the registry at {self.url}: {reason}",
                 remedy="start it (`lorary up`), or give its address with --url or LORARY_URL",
             ) from error
+
+
+class PartFailed(Exception):
+    """A part did not arrive, and may with another try: the connection broke, the store is away, or its URL is too old."""
 
 
 class Overloaded(ApiProblem):

@@ -11,12 +11,14 @@ from registry.cli.client import ApiProblem, Json, path
 from registry.cli.failure import CliFailure
 from registry.cli.jobs import poll
 from registry.cli.output import Advance
+from registry.cli.parts import upload_parts
 from registry.cli.remote import Call
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 OPTIONAL = ("README.md",)
 CHUNK_BYTES = 2**20
+INLINE_BYTES = 64 * 2**20  # above, parts: they go on where they stopped
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,33 @@ def _upload(call: Call, files: list[LocalFile]) -> None:
 
 def _upload_one(call: Call, file: LocalFile, advance: Advance) -> None:
     try:
-        call.client.upload(path("blobs", file.sha256), _chunks(file.source, advance), size=file.size)
+        if file.size > INLINE_BYTES or not _upload_inline(call, file, advance):
+            upload_parts(call, file.source, sha256=file.sha256, size=file.size, advance=advance)
     except ApiProblem as problem:
         if problem.status == 422:
             raise CliFailure(
                 f"{file.source} changed while it was pushed: {problem.detail}", remedy="push again once nobody writes to it"
             ) from problem
         raise
+
+
+def _upload_inline(call: Call, file: LocalFile, advance: Advance) -> bool:
+    """False where the registry takes less at once than most do."""
+    sent = 0
+
+    def count(size: int) -> None:
+        nonlocal sent
+        sent += size
+        advance(size)
+
+    try:
+        call.client.upload(path("blobs", file.sha256), _chunks(file.source, count), size=file.size)
+    except ApiProblem as problem:
+        if problem.status != 413:
+            raise
+        advance(-sent)
+        return False
+    return True
 
 
 def _distinct(files: list[LocalFile]) -> list[LocalFile]:

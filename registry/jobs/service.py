@@ -34,7 +34,7 @@ FINALISE_UPLOAD = "finalise_upload"
 
 QUEUES: Mapping[str, str] = {}
 """Kind of job -> queue, for those that need another machine than `cpu`: workers can be split by queue."""
-PRIORITIES: Mapping[str, int] = {VALIDATE_VERSION: 5}
+PRIORITIES: Mapping[str, int] = {VALIDATE_VERSION: 5, FINALISE_UPLOAD: 5}
 """Kind of job -> priority, 0 to 9, where it is not 0: somebody waits in front of a push."""
 
 
