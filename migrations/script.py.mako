@@ -2,6 +2,7 @@
 
 Revises: ${down_revision or "nothing" | comma,n}
 Additive first: a column appears nullable, is filled, is required in a later release. Both databases, one transaction.
+A new table says whose it is: `secure(...)` or `share(...)` of migrations/row_security.py. See migrations/README.md.
 """
 
 from __future__ import annotations

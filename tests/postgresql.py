@@ -1,8 +1,9 @@
-"""A real PostgreSQL for a test session: installed from PyPI (pgserver), with the three roles and a template database."""
+"""A real PostgreSQL for a test session: installed from PyPI (pgserver), with the three roles."""
 
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,10 @@ import pytest
 
 import migrations
 from registry.config import Settings
+from registry.models import metadata
 from registry.roles import ensure_roles
 
 ACCOUNTS = ("lorary_app", "lorary_system", "lorary_owner")
-TEMPLATE = "lorary_template"
 
 
 class PostgreSQL:
@@ -27,6 +28,7 @@ class PostgreSQL:
 
         self._server = pgserver.get_server(folder)
         self._numbers = itertools.count()
+        self._clean: list[str] = []
         self._host = self._server.get_uri().partition("host=")[2]
         self._configure(folder)
         self.execute("CREATE ROLE lorary_owner LOGIN CREATEROLE PASSWORD 'lorary_owner-secret'")
@@ -62,27 +64,33 @@ class PostgreSQL:
     @contextmanager
     def empty_database(self) -> Iterator[str]:
         """Owned by lorary_owner, without tables."""
-        with self._made("") as name:
-            yield name
-
-    @contextmanager
-    def installation(self) -> Iterator[str]:
-        """With roles and tables, as `lorary db init` leaves them; copied from a template that is migrated once."""
-        if not self.execute(f"SELECT 1 FROM pg_database WHERE datname = '{TEMPLATE}'"):
-            self.execute(f"CREATE DATABASE {TEMPLATE} OWNER lorary_owner")
-            ensure_roles(Settings(**self.urls(TEMPLATE)))
-            migrations.upgrade(self.url(TEMPLATE, "lorary_owner"))
-        with self._made(f"TEMPLATE {TEMPLATE}") as name:
-            yield name
-
-    @contextmanager
-    def _made(self, how: str) -> Iterator[str]:
-        name = f"lorary_{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name} OWNER lorary_owner {how}")
+        name = self._create()
         try:
             yield name
         finally:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def installation(self) -> Iterator[str]:
+        """With roles and tables and nothing in them, as `lorary db init` leaves it; emptied and used again afterwards."""
+        name = self._clean.pop() if self._clean else self._install()
+        try:
+            yield name
+        finally:
+            self.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+            self.execute(f"TRUNCATE {', '.join(metadata.tables)}", database=name)
+            self._clean.append(name)
+
+    def _install(self) -> str:
+        name = self._create()
+        ensure_roles(Settings(**self.urls(name)))
+        migrations.upgrade(self.url(name, "lorary_owner"))
+        return name
+
+    def _create(self) -> str:
+        name = f"lorary_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} OWNER lorary_owner")
+        return name
 
     def refuse_connections(self, database: str) -> None:
         """The database goes away: nobody gets in, and who is in is thrown out."""
@@ -97,7 +105,9 @@ class PostgreSQL:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
-    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
-    yield server
-    server.stop()
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """Not under pytest's own folder: the next session closes that to other users, and root's server runs as one."""
+    with tempfile.TemporaryDirectory(prefix="lorary-pg-", ignore_cleanup_errors=True) as folder:
+        server = PostgreSQL(Path(folder))
+        yield server
+        server.stop()

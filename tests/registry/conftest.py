@@ -1,4 +1,8 @@
-"""A registry per test: settings, database, application, client, keys. Real files, real HTTP stack, no doubles."""
+"""A registry per test: settings, database, application, client, keys. Real files, real HTTP stack, no doubles.
+
+Every test that has a database runs on SQLite and on PostgreSQL, there with all three roles. On PostgreSQL only those
+marked `postgresql` belong to `make test`, the others to `make test-full`; `sqlite` marks what is about SQLite.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -36,9 +41,30 @@ def bearer(token: str, tenant: str | None = None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} | ({"X-Lorary-Tenant": tenant} if tenant else {})
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database_kind" not in metafunc.fixturenames:
+        return
+    kinds: list[Any] = ["sqlite"]
+    if metafunc.definition.get_closest_marker("sqlite") is None:
+        both = metafunc.definition.get_closest_marker("postgresql") is not None
+        kinds.append(pytest.param("postgresql", marks=() if both else pytest.mark.full))
+    metafunc.parametrize("database_kind", kinds)
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(state_dir=tmp_path / "state", secret_key=SecretStr(SECRET_KEY), database_busy_timeout_s=10.0)
+def database_urls(database_kind: str, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """Settings of the database: none for SQLite's file, the three roles' URLs for an installation on PostgreSQL."""
+    if database_kind == "sqlite":
+        yield {}
+        return
+    server = request.getfixturevalue("postgresql_server")
+    with server.installation() as name:
+        yield server.urls(name)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_urls: dict[str, Any]) -> Settings:
+    return Settings(state_dir=tmp_path / "state", secret_key=SecretStr(SECRET_KEY), database_busy_timeout_s=10.0, **database_urls)
 
 
 @pytest.fixture(scope="session")
@@ -53,10 +79,12 @@ def database_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def database(settings: Settings, database_template: Path) -> Iterator[Database]:
-    """A file, because threads share it."""
+    """To arrange and to look at what the application did: across tenants. A file on SQLite, because threads share it."""
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    shutil.copy(database_template, settings.state_dir / "lorary.sqlite3")
-    database = Database(settings.resolved_database_url, busy_timeout_s=settings.database_busy_timeout_s)
+    if not settings.database_url:
+        shutil.copy(database_template, settings.state_dir / "lorary.sqlite3")
+    url = settings.database_system_url or settings.resolved_database_url
+    database = Database(url, busy_timeout_s=settings.database_busy_timeout_s)
     yield database
     database.close()
 
@@ -67,8 +95,10 @@ def hasher() -> KeyHasher:
 
 
 @pytest.fixture
-def app(settings: Settings, database: Database) -> FastAPI:
-    return create_app(settings)
+def app(settings: Settings, database: Database) -> Iterator[FastAPI]:
+    made = create_app(settings)
+    yield made
+    made.state.database.close()
 
 
 @pytest.fixture

@@ -144,6 +144,7 @@ def _outage(reply) -> None:
     assert int(reply.headers["retry-after"]) >= 1
 
 
+@pytest.mark.sqlite
 def test_locked_database_is_503_with_retry_after(settings: Settings, database: Database, admin_token: str) -> None:
     impatient = settings.model_copy(update={"database_busy_timeout_s": 0.1})
     holder = sqlite3.connect(settings.state_dir / "lorary.sqlite3", isolation_level=None)
@@ -158,6 +159,7 @@ def test_locked_database_is_503_with_retry_after(settings: Settings, database: D
     holder.close()
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("kind", ["garbage", "directory", "missing_folder", "no_tables"])
 def test_broken_database_is_503_everywhere_and_livez_stays(settings: Settings, tmp_path, kind: str, make_key_offline: str) -> None:
     path = tmp_path / "broken.sqlite3"
@@ -193,6 +195,7 @@ def migrated(settings: Settings) -> Settings:
     return settings
 
 
+@pytest.mark.sqlite
 def test_readyz_tells_the_truth(migrated: Settings) -> None:
     with TestClient(create_app(migrated)) as client:
         assert client.get("/readyz").json() == {"status": "ok", "checks": {"database": "ok", "schema": "ok", "blob_store": "ok"}}

@@ -53,6 +53,7 @@ def test_foreign_keys_are_enforced(database: Database) -> None:
         session.add(ApiKey(id="k", tenant_id="nobody", name="k", token_hmac="0", scopes=[]))
 
 
+@pytest.mark.sqlite
 def test_writers_queue_and_none_is_lost(database: Database) -> None:
     """Read, decide, write: with deferred transactions two of these would fail half-way or overwrite each other."""
     with database.write() as session:
@@ -82,6 +83,7 @@ def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
         assert time.monotonic() - started < 5
 
 
+@pytest.mark.sqlite
 def test_a_second_writer_gives_up_after_the_busy_timeout(database: Database, settings) -> None:
     impatient = Database(settings.resolved_database_url, busy_timeout_s=0.1)
     with database.write() as session:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from registry.config import Settings
-from registry.db import Database
+from registry.db import Database, open_database
 from tests.generate import BASE_NAME
 from tests.registry.adapters.pushing import Pusher, write_base_model
 from tests.registry.conftest import MakeTenant, bearer
@@ -18,8 +18,11 @@ from workers.shell import Worker
 
 
 @pytest.fixture
-def worker(settings: Settings, database: Database) -> Worker:
-    return build_worker(settings, database)
+def worker(settings: Settings, database: Database) -> Iterator[Worker]:
+    """With the roles that a worker has, not the tests'."""
+    own = open_database(settings)
+    yield build_worker(settings, own)
+    own.close()
 
 
 @pytest.fixture

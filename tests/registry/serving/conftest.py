@@ -139,14 +139,17 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = make_world(tmp_path)
+def world(tmp_path: Path, database_urls: dict[str, Any]) -> Iterator[World]:
+    made = make_world(tmp_path, **database_urls)
     yield made
     made.database.close()
+    made.app.state.database.close()
 
 
 def make_world(directory: Path, **overrides: Any) -> World:
     """Tenants acme and rival with a key each, keys named admin and replica, the base model tiny."""
+    if "database_url" in overrides:
+        return _populated(_world(directory, keys={}, tenants={}, **overrides))
     keys, tenants = _copy_template(directory)
     return _world(directory, keys=dict(keys), tenants=dict(tenants), **overrides)
 
@@ -155,7 +158,8 @@ def _world(directory: Path, *, keys: dict[str, str], tenants: dict[str, str], **
     values = {"state_dir": directory, "secret_key": SECRET, "replica_wait_s": 0.0, "log_level": "ERROR"} | overrides
     settings = Settings(**values)
     app = create_app(settings)
-    return World(app=app, database=app.state.database, settings=settings, keys=keys, tenants=tenants)
+    database = Database(settings.database_system_url) if settings.database_system_url else app.state.database
+    return World(app=app, database=database, settings=settings, keys=keys, tenants=tenants)
 
 
 def _copy_template(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -171,13 +175,18 @@ def _template() -> tuple[Path, dict[str, str], dict[str, str]]:
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     made = _world(directory, keys={}, tenants={})
     Table.metadata.create_all(made.database.engine)
+    _populated(made)
+    made.database.close()  # folds the write-ahead log into the one file that is copied
+    return directory, made.keys, made.tenants
+
+
+def _populated(made: World) -> World:
     made.add_tenant("acme")
     made.add_tenant("rival")
     made.add_key("admin", tenant=None, scopes=["admin"])
     made.add_key("replica", tenant=None, scopes=["replica"])
     made.add_base_model()
-    made.database.close()  # folds the write-ahead log into the one file that is copied
-    return directory, made.keys, made.tenants
+    return made
 
 
 @pytest.fixture
