@@ -9,6 +9,8 @@ import pytest
 
 from tests.registry.adapters.pushing import Pusher, adapter
 
+pytestmark = pytest.mark.postgresql
+
 Work = Callable[[], int]
 
 ENDPOINTS: list[tuple[str, str, dict[str, Any]]] = [

@@ -81,6 +81,7 @@ def test_two_migrators_queue(settings: Settings, tmp_path: Path) -> None:
     assert migrations.check(settings.resolved_owner_url) == []
 
 
+@pytest.mark.full
 def test_two_installers_make_one_admin_key(settings: Settings, tmp_path: Path) -> None:
     said = outputs(*(lorary(settings, "db", "init", "--output", "json", state_dir=tmp_path / str(number)) for number in range(2)))
     assert sorted("lry_" in text for text in said) == [False, True]
@@ -88,6 +89,7 @@ def test_two_installers_make_one_admin_key(settings: Settings, tmp_path: Path) -
     assert init_database(settings).admin_token is None
 
 
+@pytest.mark.full
 def test_a_migration_does_not_wait_for_others_locks(postgresql_server: PostgreSQL, settings: Settings, empty: str) -> None:
     """Behind a migration that waits, every reader of the table would wait too."""
     ensure_roles(settings)

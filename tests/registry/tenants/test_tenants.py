@@ -9,6 +9,8 @@ from registry.tenants.keys import key_id_of
 from registry.tenants.service import RESERVED_NAMES
 from tests.registry.conftest import MakeKey, MakeTenant, bearer
 
+pytestmark = pytest.mark.postgresql
+
 
 def test_tenant_life(client: TestClient, admin_token: str) -> None:
     made = client.post("/api/v1/tenants", json={"name": "acme"}, headers=bearer(admin_token))
