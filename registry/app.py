@@ -21,6 +21,7 @@ from registry.hub import endpoints as hub
 from registry.jobs import endpoints as jobs
 from registry.middleware import BodyLimit, RequestContext
 from registry.openapi import install_openapi
+from registry.outbound import make_outbound_client
 from registry.problems import install_error_handlers
 from registry.sealing import make_sealer
 from registry.secrets import endpoints as secrets
@@ -30,6 +31,7 @@ from registry.tenants import endpoints as tenants
 from registry.tenants.keys import make_key_hasher
 from registry.tenants.last_used import LastUsed
 from registry.uploads import endpoints as uploads
+from registry.webhooks import endpoints as webhooks
 
 API_PREFIX = "/api/v1"
 OPENAI_PREFIX = "/v1"
@@ -61,12 +63,13 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
     app.state.last_used = LastUsed(app.state.database)
     app.state.record = record
     app.state.sealer = make_sealer(settings)
+    app.state.outbound = make_outbound_client(settings)
     app.state.http = make_client()
 
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(health.router)
-    for domain in (tenants, audit, secrets, jobs, blobs, uploads, base_models, adapters, serving):
+    for domain in (tenants, audit, secrets, webhooks, jobs, blobs, uploads, base_models, adapters, serving):
         app.include_router(domain.router, prefix=API_PREFIX)
     app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
     app.include_router(hub.hub_router)

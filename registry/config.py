@@ -107,6 +107,11 @@ class Settings(BaseSettings):
         description="Hosts, addresses and CIDR ranges, comma-separated, that tenants' URLs may reach though they are not public.",
     )
 
+    webhook_max_attempts: int = Field(default=8, ge=1, description="Attempts at one delivery: over about 18 hours.")
+    webhook_first_retry_s: float = Field(default=5.0, gt=0, description="Pause after the first attempt; each is five times the one before.")
+    webhook_poll_s: float = Field(default=1.0, gt=0)
+    webhook_retention_s: float = Field(default=30 * 86_400.0, gt=0, description="How long ended deliveries stay in the log.")
+
     log_format: str = Field(default="json", pattern="^(json|console)$")
     log_level: str = "INFO"
 

@@ -10,7 +10,8 @@ import registry.jobs.models
 import registry.secrets.models
 import registry.serving.models
 import registry.tenants.models
-import registry.uploads.models  # noqa: F401
+import registry.uploads.models
+import registry.webhooks.models  # noqa: F401
 from registry.db import Table
 
 metadata = Table.metadata

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from registry.db import ReadSession, WriteSession
 from registry.sealing import Sealer, Unsealable
 from registry.secrets import repository as secrets
 from registry.secrets import service as secret_service
+from registry.webhooks import repository as webhooks
+from registry.webhooks import service as webhook_service
+from registry.webhooks.models import WebhookEndpoint
 
 
 @dataclass(frozen=True)
@@ -59,5 +63,15 @@ def _everything(session: ReadSession) -> Iterator[_Sealed]:
             name=f"secret {secret.name} of tenant {secret.tenant_id}",
             text=secret.sealed,
             context=secret_service.context(secret.tenant_id, secret.name),
-            replace=lambda text, row=secret: setattr(row, "sealed", text),  # type: ignore[misc]
+            replace=partial(setattr, secret, "sealed"),
         )
+    for endpoint in webhooks.everyones(session):
+        yield from _signing_secrets(endpoint)
+
+
+def _signing_secrets(endpoint: WebhookEndpoint) -> Iterator[_Sealed]:
+    for column in ("secret", "previous_secret"):
+        text: str | None = getattr(endpoint, column)
+        if text is not None:
+            name = f"{column} of webhook {endpoint.id} of tenant {endpoint.tenant_id}"
+            yield _Sealed(name=name, text=text, context=webhook_service.context(endpoint), replace=partial(setattr, endpoint, column))

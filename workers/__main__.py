@@ -16,6 +16,7 @@ from registry.logging import configure_logging
 from workers.kinds import build_kinds
 from workers.outbox import Relay
 from workers.shell import Worker
+from workers.webhooks import delivering
 
 
 def build_worker(settings: Settings, database: Database) -> Worker:
@@ -40,7 +41,8 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     database = open_database(settings)
     try:
-        _work(settings, database, stop=stop)
+        with delivering(settings, database, stop=stop):
+            _work(settings, database, stop=stop)
     finally:
         database.close()
     return 0

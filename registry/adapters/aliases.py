@@ -90,7 +90,8 @@ def _keep_move(session: WriteSession, subject: Subject, alias: Alias, *, number:
         )
     )
     session.flush()
-    after = {"alias": alias.name, "number": number, "generation": alias.generation}
+    adapter = session.get_one(Adapter, alias.adapter_id)
+    after = {"adapter": adapter.name, "alias": alias.name, "number": number, "generation": alias.generation}
     audit.record(session, subject, "alias.moved", "alias", alias.id, before=before, after=after, tenant_id=alias.tenant_id)
 
 

@@ -73,4 +73,5 @@ def _pending_version(session: WriteSession, tenant_id: str, version_id: str) -> 
 
 
 def _audit(session: WriteSession, subject: Subject, action: str, version: AdapterVersion, *, before: str, after: dict[str, Any]) -> None:
+    after = {"adapter": version.adapter.name, "number": version.number, "version_digest": version.version_digest, **after}
     audit.record(session, subject, action, "version", version.id, before={"status": before}, after=after, tenant_id=version.tenant_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +16,14 @@ from registry.tenants.auth import Subject
 log = structlog.get_logger(__name__)
 
 DONE, REFUSED = "done", "refused"
+
+Listener = Callable[[WriteSession, AuditEvent], None]
+_listeners: list[Listener] = []
+
+
+def listen(listener: Listener) -> None:
+    """Call `listener` with every event, inside its transaction. For the layers above, once, where they are imported."""
+    _listeners.append(listener)
 
 
 def record(
@@ -48,6 +56,8 @@ def record(
         request_id=structlog.contextvars.get_contextvars().get("request_id"),
     )
     session.add(event)
+    for listener in _listeners:
+        listener(session, event)
     return event
 
 

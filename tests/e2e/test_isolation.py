@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
@@ -36,6 +36,8 @@ class World:
     replica_id: str
     model: str
     name: str
+    webhook_id: str = "0" * 32
+    delivery_id: str = "1" * 32
     revision: str = "default"
     upload_id: str = "0" * 32
 
@@ -60,6 +62,16 @@ TABLE: dict[str, tuple[str, JSON | None]] = {
     "POST /api/v1/keys": (MINE, None),
     "DELETE /api/v1/keys/{key_id}": (OWNED, None),
     "GET /api/v1/audit": (LISTING, None),
+    "GET /api/v1/webhooks": (LISTING, None),
+    "POST /api/v1/webhooks": (MINE, {"url": "https://receiver.example/hook", "event_types": ["key.revoked"]}),
+    "GET /api/v1/webhooks/{webhook_id}": (OWNED, None),
+    "PATCH /api/v1/webhooks/{webhook_id}": (OWNED, {"enabled": False}),
+    "DELETE /api/v1/webhooks/{webhook_id}": (OWNED, None),
+    "POST /api/v1/webhooks/{webhook_id}/rotate": (OWNED, {"overlap_s": 0}),
+    "POST /api/v1/webhooks/{webhook_id}/ping": (OWNED, None),
+    "GET /api/v1/webhooks/{webhook_id}/deliveries": (OWNED, None),
+    "GET /api/v1/webhooks/{webhook_id}/deliveries/{delivery_id}": (OWNED, None),
+    "POST /api/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay": (OWNED, None),
     "GET /api/v1/secrets": (LISTING, None),
     "PUT /api/v1/secrets/{name}": (MINE, {"value": "mine"}),
     "DELETE /api/v1/secrets/{name}": (OWNED, None),
@@ -125,6 +137,8 @@ def stage(lorary: Lorary) -> tuple[str, World, World]:
         key_id = client.get("/api/v1/keys").json()["items"][0]["id"]
         job_id = client.get("/api/v1/jobs").json()["items"][0]["id"]
         upload_id = client.post("/api/v1/uploads", json={"sha256": "cd" * 32, "size": 5}).json()["id"]
+        hook = {"url": "https://receiver.example/hook", "event_types": ["key.revoked"]}
+        webhook_id = client.post("/api/v1/webhooks", json=hook).json()["id"]
     with lorary.http() as client:
         replica_id = client.get("/api/v1/replicas").json()["items"][0]["id"]
     file = "adapter_config.json"
@@ -132,7 +146,7 @@ def stage(lorary: Lorary) -> tuple[str, World, World]:
     nothing = World(
         "never-was", "ghost1", "default", "1", file, ABSENT_DIGEST, "0" * len(key_id), "0" * len(job_id), "0" * 32, "ghost1", "ghost1"
     )
-    return mine, b, nothing
+    return mine, replace(b, webhook_id=webhook_id), nothing
 
 
 def fill(template: str, world: World) -> str:

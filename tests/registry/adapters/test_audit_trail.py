@@ -62,7 +62,7 @@ def test_records_name_tenant_key_and_both_states(acme: Pusher, database: Databas
         events = session.scalars(select(AuditEvent).where(AuditEvent.action == "alias.moved").order_by(AuditEvent.created_at)).all()
     assert [event.key_id for event in events] == ["system", pushed["created_by"]]
     assert events[1].before == {"number": 1, "generation": 1}
-    assert events[1].after == {"alias": "default", "number": 2, "generation": 2}
+    assert events[1].after == {"adapter": "pirate", "alias": "default", "number": 2, "generation": 2}
     assert len({event.tenant_id for event in events}) == 1
     assert events[0].tenant_id is not None
 

@@ -24,6 +24,7 @@ ALLOWED = {
     "workers/shell.py": "claiming whichever tenant's job goes next",
     "workers/sweep.py": "jobs whose worker is gone",
     "workers/outbox.py": "the relay",
+    "workers/webhooks.py": "claiming whichever tenant's delivery goes next",
 }
 WAYS = {"system_read", "system_write", "reach_system", "SYSTEM_REACH", "system_engine"}
 

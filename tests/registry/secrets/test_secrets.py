@@ -33,7 +33,7 @@ def test_a_secret_goes_in_and_never_comes_out(client: TestClient, make_tenant: M
         listed = client.get("/api/v1/secrets", headers=bearer(token))
     assert made.status_code == 201
     assert [row["name"] for row in listed.json()] == ["hub-token"]
-    with database.read() as session:
+    with database.system_read() as session:
         row = session.scalars(select(TenantSecret)).one()
         events = session.scalars(select(AuditEvent).where(AuditEvent.resource_type == "secret")).all()
         assert service.value_of(session, row.tenant_id, "hub-token", sealer=make_sealer(settings)) == VALUE
@@ -46,12 +46,12 @@ def test_replacing_and_deleting(client: TestClient, make_tenant: MakeTenant, dat
     token = make_tenant("acme")
     assert put(client, token).status_code == 201
     assert put(client, token, value="second").status_code == 200
-    with database.read() as session:
+    with database.system_read() as session:
         tenant_id = session.scalars(select(Tenant.id)).one()
         assert service.value_of(session, tenant_id, "hub-token", sealer=make_sealer(settings)) == "second"
     assert client.delete("/api/v1/secrets/hub-token", headers=bearer(token)).status_code == 204
     assert client.delete("/api/v1/secrets/hub-token", headers=bearer(token)).json()["code"] == "secret_not_found"
-    with database.read() as session, pytest.raises(NotFound):
+    with database.system_read() as session, pytest.raises(NotFound):
         service.value_of(session, tenant_id, "hub-token", sealer=make_sealer(settings))
 
 
@@ -61,10 +61,10 @@ def test_tenants_do_not_meet(client: TestClient, make_tenant: MakeTenant, databa
     assert client.get("/api/v1/secrets", headers=bearer(globex)).json() == []
     assert client.delete("/api/v1/secrets/hub-token", headers=bearer(globex)).status_code == 404
     assert put(client, globex, value="theirs").status_code == 201
-    with database.write() as session:  # a row copied across tenants by somebody who can write to the database
+    with database.system_write() as session:  # a row copied across tenants by somebody who can write to the database
         mine, theirs = session.scalars(select(TenantSecret).join(Tenant, Tenant.id == TenantSecret.tenant_id).order_by(Tenant.name)).all()
         theirs.sealed = mine.sealed
-    with database.read() as session, pytest.raises(Invalid) as refused:
+    with database.system_read() as session, pytest.raises(Invalid) as refused:
         service.value_of(session, theirs.tenant_id, "hub-token", sealer=make_sealer(settings))
     assert refused.value.error_code == "secret_unreadable"
 
@@ -86,16 +86,16 @@ def test_doctor_and_reseal(client: TestClient, make_tenant: MakeTenant, database
     put(client, token, name="one")
     put(client, token, name="two")
     changed = Sealer("another-secret-key-that-is-long-enough!", previous=[SECRET_KEY])
-    with database.read() as session:
+    with database.system_read() as session:
         report = examine_secrets(session, changed)
     assert (report.total, report.num_old, report.unreadable) == (2, 2, ())
-    with database.write() as session:
+    with database.system_write() as session:
         session.scalars(select(TenantSecret).where(TenantSecret.name == "two")).one().sealed = "v1.00000000.AAAA"
-    with database.write() as session:
+    with database.system_write() as session:
         report = reseal(session, changed)
     assert (report.num_old, len(report.unreadable)) == (1, 1)
     assert "two" in report.unreadable[0]
-    with database.read() as session:
+    with database.system_read() as session:
         row = session.scalars(select(TenantSecret).where(TenantSecret.name == "one")).one()
         alone = Sealer("another-secret-key-that-is-long-enough!")
         assert service.value_of(session, row.tenant_id, "one", sealer=alone) == VALUE
@@ -104,5 +104,5 @@ def test_doctor_and_reseal(client: TestClient, make_tenant: MakeTenant, database
 def test_an_installation_without_its_old_key_is_told(database: Database, client: TestClient, make_tenant: MakeTenant) -> None:
     put(client, make_tenant("acme"))
     stranger = make_sealer(Settings(secret_key=SecretStr("s" * 40)))
-    with database.read() as session:
+    with database.system_read() as session:
         assert len(examine_secrets(session, stranger).unreadable) == 1
