@@ -19,6 +19,7 @@ from registry.config import Settings, load_settings
 from registry.db import open_database
 from registry.hub import endpoints as hub
 from registry.jobs import endpoints as jobs
+from registry.jobs.events import JobWatch
 from registry.middleware import BodyLimit, RequestContext
 from registry.openapi import install_openapi
 from registry.outbound import make_outbound_client
@@ -60,6 +61,7 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
     app.state.key_hasher = make_key_hasher(settings)
     app.state.database = open_database(settings)
     app.state.blob_store = open_blob_store(settings)
+    app.state.job_watch = JobWatch(app.state.database, poll_s=settings.job_events_poll_s, max_watchers=settings.max_job_watchers)
     app.state.last_used = LastUsed(app.state.database)
     app.state.record = record
     app.state.sealer = make_sealer(settings)

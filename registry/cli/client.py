@@ -141,6 +141,16 @@ class RegistryClient:
                 raise _problem(response)
             yield response.iter_bytes(chunk_size=2**20)
 
+    @contextmanager
+    def lines(self, route: str, *, headers: Mapping[str, str], quiet_s: float) -> Iterator[Iterator[str]]:
+        """The body of a GET line by line, for as long as it comes; a silence of `quiet_s` counts as unreachable."""
+        timeout = httpx2.Timeout(quiet_s, connect=5.0)
+        with self._reaching(), self._http.stream("GET", self._full(route), headers=dict(headers), timeout=timeout) as response:
+            if response.is_error:
+                response.read()
+                raise _problem(response)
+            yield response.iter_lines()
+
     def request(self, method: str, route: str, **options: Any) -> httpx2.Response:
         """One call; an idempotent one waits and tries again where the registry answers 503."""
         tries = MAX_TRIES if method in IDEMPOTENT else 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 
-from registry.cli.client import Json, RegistryClient, path
+from registry.cli.client import ApiProblem, Json, RegistryClient, path
 from registry.cli.failure import CliFailure
 from registry.cli.remote import Call, remote
 
@@ -16,6 +17,7 @@ noun = typer.Typer(help="Jobs: work that outlives a request.", no_args_is_help=T
 
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
 POLL_S = 0.5
+MAX_QUIET_S = 30.0
 DEFAULT_TIMEOUT_S = 900.0
 
 JobArgument = Annotated[str, typer.Argument(help="The job's id.")]
@@ -37,7 +39,7 @@ def show(call: Call, job_id: JobArgument) -> None:
 @remote(noun, "watch")
 def watch(call: Call, job_id: JobArgument, timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S) -> None:
     """Follow a job until it ends. Exit code 1 unless it succeeded."""
-    job = wait_for_job(call.client, job_id, timeout_s=timeout_s, tell=call.output.note)
+    job = follow_job(call.client, job_id, timeout_s=timeout_s, tell=call.output.note)
     call.output.item(job)
     if job["state"] != "succeeded":
         raise CliFailure(f"job {job_id} {job['state']}", error=(job.get("error") or {}).get("detail"))
@@ -47,6 +49,45 @@ def watch(call: Call, job_id: JobArgument, timeout_s: TimeoutOption = DEFAULT_TI
 def cancel(call: Call, job_id: JobArgument) -> None:
     """Ask a job to stop."""
     call.output.item(call.client.post(f"{path('jobs', job_id)}/cancel", {}))
+
+
+def follow_job(client: RegistryClient, job_id: str, *, timeout_s: float, tell: Callable[[str], None]) -> Json:
+    """The job once it has ended; everything that happens to it is told, as it happens. A lost stream is taken up again."""
+    client.get(path("jobs", job_id))  # a wrong id, key or address is no reason to try again
+    seen = 0
+
+    def look() -> Json | None:
+        nonlocal seen
+        try:
+            for event in _events(client, job_id, after=seen, until=deadline):
+                seen = event["number"]
+                tell(_event_line(job_id, event))
+        except ApiProblem as problem:
+            if problem.status < 500:
+                raise
+        except CliFailure:
+            pass  # the registry restarts; the job goes on
+        job = client.get(path("jobs", job_id))
+        return job if job["state"] in FINAL else None
+
+    deadline = time.monotonic() + timeout_s
+    return poll(look, timeout_s=timeout_s, what=f"job {job_id}")
+
+
+def _events(client: RegistryClient, job_id: str, *, after: int, until: float) -> Iterator[Json]:
+    """Events above `after`, until the stream ends or the time is up. Keep-alive lines come every ten seconds."""
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+    quiet_s = min(MAX_QUIET_S, max(0.1, until - time.monotonic()))
+    with client.lines(f"{path('jobs', job_id)}/events", headers=headers, quiet_s=quiet_s) as lines:
+        for line in lines:
+            if line.startswith("data:"):
+                yield json.loads(line.removeprefix("data:"))
+            if time.monotonic() >= until:
+                return
+
+
+def _event_line(job_id: str, event: Json) -> str:
+    return f"job {job_id}: {event['state']}" + (f" {event['data']}" if event.get("data") else "")
 
 
 def wait_for_job(client: RegistryClient, job_id: str, *, timeout_s: float, tell: Callable[[str], None]) -> Json:

@@ -16,6 +16,11 @@ from registry.config import child_environment
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on. Else LORARY_HOST.")]
 PortOption = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on. Else LORARY_PORT.")]
 
+BrokerOption = Annotated[
+    str | None, typer.Option("--broker", help="redis:// or amqp:// URL. Else LORARY_BROKER_URL, where a password belongs; none: poll.")
+]
+QueuesOption = Annotated[str | None, typer.Option("--queues", help="Queues to serve, as in cpu,gpu. Else LORARY_WORKER_QUEUES.")]
+
 
 def api(host: HostOption = None, port: PortOption = None) -> None:
     """Run the registry's HTTP server in this process."""
@@ -23,9 +28,10 @@ def api(host: HostOption = None, port: PortOption = None) -> None:
     _become("registry", environment={name: value for name, value in given.items() if value is not None})
 
 
-def worker() -> None:
+def worker(broker: BrokerOption = None, queues: QueuesOption = None) -> None:
     """Run the worker, which does the registry's jobs, in this process."""
-    _become("workers", environment={})
+    given = {"LORARY_BROKER_URL": broker, "LORARY_WORKER_QUEUES": queues}
+    _become("workers", environment={name: value for name, value in given.items() if value is not None})
 
 
 def runtime(

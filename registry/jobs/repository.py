@@ -141,4 +141,5 @@ def events_after(session: ReadSession, job_id: str, *, number: int, limit: int) 
 
 def num_events_of(session: ReadSession, job_ids: Collection[str]) -> dict[str, int]:
     """The number of the last event of each job."""
-    return dict(session.execute(select(Job.id, Job.num_events).where(Job.id.in_(job_ids))).tuples().all())
+    rows = session.execute(select(Job.id, Job.num_events).where(Job.id.in_(job_ids)))
+    return {row.id: row.num_events for row in rows}

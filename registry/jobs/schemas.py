@@ -27,3 +27,24 @@ class JobOut(BaseModel):
     created_at: dt.datetime
     updated_at: dt.datetime
     finished_at: dt.datetime | None
+
+
+class JobEventOut(BaseModel):
+    """Something that happened to a job. `data` is the progress, or the error or result of a change of state."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int
+    type: Literal["state", "progress"]
+    state: JobState
+    attempt: int
+    data: dict[str, Any] | None
+    created_at: dt.datetime
+
+
+class JobEvents(BaseModel):
+    """Events in order. `after` is the cursor of the next poll; `ended`: there will be no more."""
+
+    items: list[JobEventOut]
+    after: int
+    ended: bool

@@ -16,7 +16,7 @@ when the lease was lost and the job claimed again, StaleFence rolls them all bac
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -24,7 +24,7 @@ from uuid import uuid4
 from registry.db import ReadSession, WriteSession, database_time
 from registry.errors import Conflict, NotFound
 from registry.jobs import outbox, repository
-from registry.jobs.models import CANCELLED, DEFAULT_QUEUE, FAILED, FINAL, PROGRESS, QUEUED, RUNNING, STATE, SUCCEEDED, Job
+from registry.jobs.models import CANCELLED, DEFAULT_QUEUE, FAILED, FINAL, PROGRESS, QUEUED, RUNNING, STATE, SUCCEEDED, Job, JobEvent
 
 DEFAULT_MAX_ATTEMPTS = 5
 
@@ -106,6 +106,12 @@ def get(session: ReadSession, tenant_id: str | None, job_id: str) -> Job:
     if job is None:
         raise NotFound(f"job {job_id!r} does not exist", field="id", value=job_id, remedy="see `GET /api/v1/jobs`")
     return job
+
+
+def events_after(session: ReadSession, tenant_id: str | None, job_id: str, *, after: int, limit: int) -> tuple[Job, Sequence[JobEvent]]:
+    """The job and what happened to it after event `after`, at most `limit` events."""
+    job = get(session, tenant_id, job_id)
+    return job, repository.events_after(session, job_id, number=after, limit=limit)
 
 
 def cancel(session: WriteSession, tenant_id: str | None, job_id: str) -> Job:

@@ -105,6 +105,7 @@ TABLE: dict[str, tuple[str, JSON | None]] = {
     "GET /api/v1/adapters/{name}/aliases/{alias}/history": (OWNED, None),
     "GET /api/v1/jobs": (LISTING, None),
     "GET /api/v1/jobs/{job_id}": (OWNED, None),
+    "GET /api/v1/jobs/{job_id}/events": (OWNED, None),
     "POST /api/v1/jobs/{job_id}/cancel": (OWNED, None),
     "GET /api/v1/replicas": (ADMIN, None),
     "POST /api/v1/replicas": (REPLICA, None),

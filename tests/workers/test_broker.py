@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +15,15 @@ from sqlalchemy import func, select
 
 from registry.config import Settings
 from registry.db import Database
+from registry.jobs import outbox
 from registry.jobs import service as jobs
 from registry.jobs.models import Job, OutboxMessage
 from tests.brokers import RedisServer, own_redis, redis_server
 from tests.registry.adapters.pushing import Pusher, adapter
 from tests.registry.conftest import SECRET_KEY
 from tests.workers.processes import Start, ended, worker_processes
+from workers.app import make_publisher
+from workers.outbox import BrokerAway, Relay
 
 __all__ = ["own_redis", "redis_server"]
 
@@ -70,5 +75,148 @@ def test_a_push_is_validated_by_way_of_the_broker(acme: Pusher, database: Databa
     assert acme.get("/adapters/pirate/versions/1")["status"] == "ready"
     assert validation(database).attempt == 1
     until(lambda: num_waiting(database) == 0, what="a published hint stays in the outbox")
+    worker.terminate()
+    assert ended(worker) == 0
+
+
+def test_a_hint_that_comes_five_times_is_one_run(acme: Pusher, database: Database, *, settings: Settings, start: Start) -> None:
+    """Delivered to two workers at once, five times each before and after the job is done."""
+    publish = make_publisher(settings)
+    acme.push("pirate", adapter())
+    job = validation(database)
+    hints = [outbox.Hint(f"copy-{number}", job.id, "cpu", 5, fence=1) for number in range(10)]
+    for hint in hints[:5]:
+        publish(hint)
+    for _ in range(2):
+        start(**NO_POLL)
+    until(lambda: validation(database).state == "succeeded", what="no hint did it")
+    for hint in hints[5:]:
+        publish(hint)
+    until(lambda: num_waiting(database) == 0, what="the outbox is not empty")
+    time.sleep(1)
+    after = validation(database)
+    assert (after.state, after.attempt, after.fence) == ("succeeded", 1, 1)
+    assert [event["state"] for event in acme.get(f"/jobs/{job.id}/events")["items"]] == ["queued", "running", "succeeded"]
+
+
+class Killed(BaseException):
+    """The relay's process ends here."""
+
+
+def test_a_relay_killed_between_publishing_and_deleting_is_harmless(database: Database, acme: Pusher, settings: Settings) -> None:
+    """Another relay publishes the hint again once the dead one's hold is over."""
+    published: list[str] = []
+
+    def publish_and_die(hint: outbox.Hint) -> None:
+        published.append(hint.job_id)
+        raise Killed
+
+    acme.push("pirate", adapter())
+    waiting = num_waiting(database)
+    with pytest.raises(Killed):
+        Relay(database, publish_and_die, hold_s=0.3).relay()
+    assert (len(published), num_waiting(database)) == (1, waiting), "still there"
+    other = Relay(database, lambda hint: published.append(hint.job_id))
+    assert other.relay() == 0, "held by the dead one"
+    time.sleep(0.4)
+    assert other.relay() == waiting
+    assert num_waiting(database) == 0
+    assert published.count(published[0]) == 2
+
+
+def test_two_relays_at_once_publish_each_hint_once(database: Database, settings: Settings, acme: Pusher) -> None:
+    dispatching = Database(settings.resolved_database_url, busy_timeout_s=20, dispatch=True)
+    with dispatching.write() as session:
+        for _ in range(150):
+            jobs.enqueue(session, kind="work", tenant_id=None, subject_id="key", payload={})
+    due = num_waiting(database)
+    published: list[str] = []
+    relays = [Relay(dispatching, lambda hint: published.append(hint.id)) for _ in range(3)]
+
+    def drain(relay: Relay) -> None:
+        while relay.relay():
+            pass
+
+    threads = [threading.Thread(target=drain, args=(relay,)) for relay in relays]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    dispatching.close()
+    assert len(published) == len(set(published)) == due
+    assert num_waiting(database) == 0
+
+
+def test_a_late_relay_does_not_delete_what_another_holds(database: Database, acme: Pusher) -> None:
+    """Stalled for longer than its hold: its fence is old."""
+    with database.write() as session:
+        stale = outbox.take(session, limit=1, hold_s=-1)[0]
+    with database.write() as session:
+        assert stale.id in {hint.id for hint in outbox.take(session, limit=10, hold_s=60)}
+    with database.write() as session:
+        outbox.settle(session, stale)
+        outbox.put_back(session, stale, retry_in_s=0)
+    assert num_waiting(database) > 0
+    with database.read() as session:
+        assert not outbox.is_anything_due(session)
+
+
+def test_a_broker_that_is_away_keeps_hints_in_the_outbox(database: Database, acme: Pusher, own_redis: RedisServer) -> None:
+    """Away at the push, back later: nothing is lost, and the request did not wait."""
+    settings = Settings(broker_url=SecretStr(own_redis.url()))
+    relay = Relay(database, make_publisher(settings))
+    acme.push("pirate", adapter())
+    waiting = num_waiting(database)
+    with pytest.raises(BrokerAway):
+        relay.relay()
+    assert num_waiting(database) == waiting
+    own_redis.start()
+    time.sleep(0.05)
+    assert relay.relay() == waiting
+    assert num_waiting(database) == 0
+
+
+def test_workers_poll_while_the_broker_is_away(acme: Pusher, database: Database, *, own_redis: RedisServer, start: Start) -> None:
+    """And come back to it: a worker that was connected, lost the broker, and has it again."""
+    own_redis.start()
+    worker = start(LORARY_BROKER_URL=own_redis.url(), LORARY_BROKER_POLL_S="0.3")
+    own_redis.kill()
+    acme.push("pirate", adapter())
+    until(lambda: acme.get("/adapters/pirate/versions/1")["status"] == "ready", what="nobody polled")
+    own_redis.start()
+    acme.push("second", adapter(1))
+    until(lambda: acme.get("/adapters/second/versions/1")["status"] == "ready", what="nobody came back")
+    until(lambda: num_waiting(database) == 0, what="the relay did not come back")
+    worker.terminate()
+    assert ended(worker) == 0
+
+
+def test_sigterm_while_the_broker_is_away_ends_the_worker(start: Start, database: Database) -> None:
+    worker = start(LORARY_BROKER_URL="redis://127.0.0.1:1/0")
+    time.sleep(0.5)
+    worker.terminate()
+    assert ended(worker) == 0
+
+
+def test_without_a_broker_nothing_is_written_for_one(database: Database) -> None:
+    with database.write() as session:
+        jobs.enqueue(session, kind="work", tenant_id=None, subject_id="key", payload={})
+    assert num_waiting(database) == 0
+
+
+@pytest.mark.parametrize("url", ["http://broker", "sqs://x", "redis"])
+def test_other_brokers_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="redis:// or an amqp://"):
+        make_publisher(Settings(broker_url=SecretStr(url)))
+
+
+def test_rabbitmq_carries_hints_too(acme: Pusher, database: Database, start: Start) -> None:
+    url = os.environ.get("LORARY_TEST_AMQP_URL")
+    if not url:
+        pytest.skip("no RabbitMQ: set LORARY_TEST_AMQP_URL to one that may be used")
+    worker = start(**NO_POLL, LORARY_BROKER_URL=url)
+    time.sleep(1)
+    acme.push("pirate", adapter())
+    until(lambda: validation(database).state == "succeeded", what="the hint did not arrive")
     worker.terminate()
     assert ended(worker) == 0

@@ -25,6 +25,7 @@ ALLOWED = {
     "workers/sweep.py": "jobs whose worker is gone",
     "workers/outbox.py": "the relay",
     "workers/webhooks.py": "claiming whichever tenant's delivery goes next",
+    "registry/jobs/events.py": "news of watched jobs, one poller a process; who may watch which job is settled before, inside the tenant",
 }
 WAYS = {"system_read", "system_write", "reach_system", "SYSTEM_REACH", "system_engine"}
 
