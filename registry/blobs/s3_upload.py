@@ -21,7 +21,7 @@ from registry.errors import RegistryError
 log = structlog.get_logger(__name__)
 
 PART_BYTES = 8 << 20
-PARTS_IN_FLIGHT = 2
+PARTS_IN_FLIGHT = 4
 
 
 class S3Upload:

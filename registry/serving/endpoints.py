@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from registry.blobs import service as blobs
 from registry.blobs.endpoints import BlobStoreDep, SettingsDep, blob_response
 from registry.blobs.schemas import Sha256Path
-from registry.db import ReadSessionDep, WriteSessionDep
+from registry.db import DatabaseDep, ReadSessionDep, WriteSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, Unavailable, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
 from registry.serving import repository, service
@@ -100,7 +100,7 @@ def pull(
     sha256: Sha256Path,
     *,
     subject: ReplicaKey,
-    session: ReadSessionDep,
+    database: DatabaseDep,
     settings: SettingsDep,
     signer: SignerDep,
     store: BlobStoreDep,
@@ -109,8 +109,10 @@ def pull(
 ) -> Response:
     """One blob of a form, for a replica that holds a live grant for it. `ETag` is the sha256; `Range` resumes."""
     claims = signer.read(grant, leeway_s=settings.grant_leeway_s)
-    service.may_pull(session, subject, sha256, claims=claims)
-    return blob_response(store, blobs.get(session, claims.tenant, sha256), byte_range=byte_range)
+    with database.read() as session:  # over before the store is asked
+        service.may_pull(session, subject, sha256, claims=claims)
+        blob = blobs.get(session, claims.tenant, sha256)
+    return blob_response(store, blob, byte_range=byte_range)
 
 
 def _replica_out(row: Any) -> ReplicaOut:

@@ -16,7 +16,9 @@ from registry.cli.client import RegistryClient
 from registry.cli.failure import CliFailure
 from registry.cli.output import Output
 from registry.cli.parts import upload_parts
+from registry.cli.push import LocalFile, _upload_one
 from registry.cli.remote import Call
+from registry.config import Settings
 from registry.db import Database
 from registry.jobs.service import FINALISE_UPLOAD
 from tests.registry.blobs.gate import Gate
@@ -69,6 +71,18 @@ def test_a_file_that_is_not_what_was_hashed(call: Call, file: Path, worker: None
     with pytest.raises(CliFailure, match="rejected"):
         push(call, file, sha256="0" * 64)
     assert list(store.list()) == []
+
+
+class TestARegistryThatTakesLittleAtOnce:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"max_inline_blob_bytes": 1000})
+
+    def test_parts_are_tried(self, call: Call, file: Path, worker: None, store: BlobStore) -> None:
+        sent: list[int] = []
+        _upload_one(call, LocalFile(source=file, sha256=SHA, size=len(DATA)), sent.append)
+        assert sum(sent) == len(DATA)
+        assert [(blob.sha256, blob.size) for blob in store.list()] == [(SHA, len(DATA))]
 
 
 def test_going_on_after_an_interruption(call: Call, file: Path, worker: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,164 @@
+"""Push through Lorary beside the raw S3 calls that a push cannot do without, in one run on a real SeaweedFS.
+
+    python -m tests.bench.blob_push [--rounds 5] [--large-mib 192]
+
+Prints medians and two ratios: PUT of 64 MiB through the API / one S3 PUT of it (bar 1.5), and an upload in parts with
+its finalising / a raw multipart upload (bar 2.5). Rounds alternate, so both see the same noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from registry.app import create_app
+from registry.audit.service import record
+from registry.blobs.service import open_blob_store
+from registry.cli.client import RegistryClient, path
+from registry.cli.output import Output
+from registry.cli.parts import PARTS_AT_ONCE, upload_parts
+from registry.cli.remote import Call
+from registry.config import Settings
+from registry.db import Database
+from registry.jobs.service import FINALISE_UPLOAD
+from registry.models import metadata
+from registry.tenants import service
+from registry.tenants.auth import SYSTEM
+from registry.tenants.keys import TENANT_SCOPES, KeyHasher
+from tests.registry.conftest import SECRET_KEY, serve
+from tests.registry.places import make_place, s3_settings
+from tests.servers import S3_BUCKET, S3Server
+from workers.finalise import UploadFinaliser
+from workers.shell import JobKind, Worker
+
+MIB = 1 << 20
+INLINE_MIB, PART_MIB = 64, 16
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--large-mib", type=int, default=192)
+    options = arguments.parse_args()
+    print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; medians of {options.rounds} rounds")
+    with tempfile.TemporaryDirectory() as folder:
+        server = S3Server(Path(folder))
+        server.start()
+        try:
+            _measure(server, Path(folder), rounds=options.rounds, large=options.large_mib * MIB)
+        finally:
+            server.kill()
+
+
+def _measure(server: S3Server, folder: Path, *, rounds: int, large: int) -> None:
+    settings = Settings(
+        state_dir=folder / "state",
+        secret_key=SecretStr(SECRET_KEY),
+        blob_url=make_place(server).url,
+        s3=s3_settings(server),
+        upload_part_bytes=PART_MIB * MIB,
+    )
+    settings.state_dir.mkdir()
+    database = Database(settings.resolved_database_url)
+    metadata.create_all(database.engine)
+    token, stop = _tenant(database), threading.Event()
+    worker = threading.Thread(target=_worker(settings, database).run, args=(stop,))
+    worker.start()
+    with serve(create_app(settings)) as url, RegistryClient(url, token=token) as client:
+        call = Call(client=client, output=Output(), state_dir=folder)
+        _compare(
+            "push of 64 MiB / raw PUT", lambda data: _push(client, data), lambda data: _raw_put(server, data), INLINE_MIB * MIB, rounds, 1.5
+        )
+        name = f"upload of {large // MIB} MiB in parts / raw multipart"
+        _compare(
+            name,
+            lambda data: _push_parts(call, folder, data),
+            lambda data: _raw_multipart(server, data),
+            size=large,
+            rounds=rounds,
+            bar=2.5,
+        )
+    stop.set()
+    worker.join()
+    database.close()
+
+
+def _compare(name: str, ours: Callable[[bytes], None], raw: Callable[[bytes], None], *, size: int, rounds: int, bar: float) -> None:
+    times: dict[str, list[float]] = {"ours": [], "raw": []}
+    for number in range(rounds + 1):
+        for who, act in (("ours", ours), ("raw", raw)):
+            data = os.urandom(size)
+            started = time.perf_counter()
+            act(data)
+            if number:  # the first round warms both
+                times[who].append(time.perf_counter() - started)
+    ours_s, raw_s = statistics.median(times["ours"]), statistics.median(times["raw"])
+    print(f"{name}: {ours_s:.2f} s / {raw_s:.2f} s = {ours_s / raw_s:.2f} (bar {bar})")
+
+
+def _push(client: RegistryClient, data: bytes) -> None:
+    sha256 = hashlib.sha256(data).hexdigest()  # a client hashes first: it is part of a push
+    chunks = (data[start : start + MIB] for start in range(0, len(data), MIB))
+    client.upload(path("blobs", sha256), chunks, size=len(data))
+
+
+def _push_parts(call: Call, folder: Path, data: bytes) -> None:
+    file = folder / "large"
+    file.write_bytes(data)
+    upload_parts(call, file, sha256=hashlib.sha256(data).hexdigest(), size=len(data), advance=lambda _: None)
+
+
+def _raw_put(server: S3Server, data: bytes) -> None:
+    server.client.put_object(Bucket=S3_BUCKET, Key=f"raw/{time.time_ns()}", Body=data)
+
+
+def _raw_multipart(server: S3Server, data: bytes) -> None:
+    client, key = server.client, f"raw/{time.time_ns()}"
+    upload_id = client.create_multipart_upload(Bucket=S3_BUCKET, Key=key)["UploadId"]
+
+    def send(number: int) -> dict[str, Any]:
+        part = data[(number - 1) * PART_MIB * MIB : number * PART_MIB * MIB]
+        answer = client.upload_part(Bucket=S3_BUCKET, Key=key, UploadId=upload_id, PartNumber=number, Body=part)
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        parts = list(pool.map(send, range(1, -(-len(data) // (PART_MIB * MIB)) + 1)))
+    client.complete_multipart_upload(Bucket=S3_BUCKET, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts})
+
+
+def _tenant(database: Database) -> str:
+    with database.system_write() as session:
+        tenant = service.create_tenant(session, subject=SYSTEM, name="bench", record=record)
+        scopes = sorted(TENANT_SCOPES)
+        _key, token = service.issue_key(
+            session,
+            subject=SYSTEM,
+            tenant_id=tenant.id,
+            name="bench",
+            scopes=scopes,
+            expires_at=None,
+            hasher=KeyHasher(SECRET_KEY),
+            record=record,
+        )
+    return token
+
+
+def _worker(settings: Settings, database: Database) -> Worker:
+    finaliser = UploadFinaliser(database, open_blob_store(settings))
+    kinds = {FINALISE_UPLOAD: JobKind(run=finaliser.run, give_up=finaliser.give_up)}
+    return Worker(database, kinds=kinds, lease_s=settings.job_lease_s, poll_s=settings.job_poll_s)
+
+
+if __name__ == "__main__":
+    main()
