@@ -9,6 +9,7 @@
     |- Conflict                   409
     |- PreconditionFailed         412  compare-and-swap lost
     |- TooLarge                   413
+    |- RangeNotSatisfiable        416  with the size there is
     |- PreconditionRequired       428
     |- RateLimited                429
     |- Unavailable                503  always with Retry-After
@@ -115,6 +116,22 @@ class PreconditionFailed(RegistryError):
 
 class TooLarge(RegistryError):
     status, code, title = 413, "too_large", "Too large"
+
+
+class RangeNotSatisfiable(RegistryError):
+    status, code, title = 416, "range_not_satisfiable", "Range not satisfiable"
+
+    def __init__(self, header: str, *, size: int) -> None:
+        super().__init__(
+            f"Range {header!r} names no byte of the {size} there are",
+            field="Range",
+            value=header,
+            remedy=f"ask for one range within them, such as bytes=0-{max(0, size - 1)}",
+        )
+        self.size = size
+
+    def headers(self) -> dict[str, str]:
+        return super().headers() | {"Content-Range": f"bytes */{self.size}"}
 
 
 class PreconditionRequired(RegistryError):

@@ -46,6 +46,8 @@ class _Flight:
     key: AdapterKey
     grant: str | None
     wanted: bool = True
+    fresher_grant: str | None = None  # of a request that came while this pull was under way
+    is_second_try: bool = False
 
 
 class Flights:
@@ -72,9 +74,18 @@ class Flights:
         if key not in self:
             self._pending[key] = _Flight(key, grant)
 
+    def refresh(self, key: AdapterKey, *, grant: str | None) -> None:
+        """A newer request waits as well: a pull that has not begun takes its grant; one under way may fail and use it then."""
+        if (pending := self._pending.get(key)) is not None:
+            pending.grant = grant
+        for flight in self._flying.get(key, ()):
+            flight.fresher_grant = grant
+
     def withdraw(self, key: AdapterKey) -> None:
         """Nobody waits any more: a pull that has not begun never will."""
         self._pending.pop(key, None)
+        for flight in self._flying.get(key, ()):
+            flight.fresher_grant = None
 
     def abandon(self, key: AdapterKey) -> bool:
         """The adapter is dropped: pulls under way land as unwanted. True if there are any."""
@@ -102,7 +113,12 @@ class Flights:
             flights.remove(flight)
             if not flights:
                 del self._flying[flight.key]
-            landings.append(_landing(flight, outcome))
+            landing = _landing(flight, outcome)
+            if _deserves_second_try(flight, landing):
+                self._pending[flight.key] = _Flight(flight.key, flight.fresher_grant, is_second_try=True)
+                self._pending.move_to_end(flight.key, last=False)
+            else:
+                landings.append(landing)
         return landings
 
     def has_unwanted(self, key: AdapterKey) -> bool:
@@ -130,7 +146,15 @@ class Flights:
     def close(self) -> None:
         """Begin nothing more; pulls under way end by themselves."""
         self._pending.clear()
+        for key in self._flying:
+            self.withdraw(key)
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _deserves_second_try(flight: _Flight, landing: Landing) -> bool:
+    """One expired grant must not fail those who wait with a good one. Once: a registry that is away stays away."""
+    failed = landing.failure is not None and landing.failure.retryable
+    return failed and flight.wanted and flight.fresher_grant is not None and not flight.is_second_try
 
 
 def _landing(flight: _Flight, outcome: Future[AdapterImage]) -> Landing:

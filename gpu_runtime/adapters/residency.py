@@ -72,6 +72,7 @@ class Residency:
     def want(self, key: AdapterKey, *, grant: str | None) -> None:
         """A request waits for `key`: it starts on its way, and once here stays on the host until as many `unwant`."""
         self._host.pin(key)
+        self._flights.refresh(key, grant=grant)
         self.ensure(key, grant=grant, urgent=False)
 
     def unwant(self, key: AdapterKey) -> None:

@@ -102,7 +102,7 @@ class Scheduler:
 
     def drop(self, key: AdapterKey) -> tuple[list[Failed], Future[None]]:
         """Forget an adapter: who waits for it fails, who runs with it finishes; the future is done when nothing is left of it."""
-        failed = [self._fail(ticket, _dropped(key), False) for ticket in self.waiting if ticket.request.adapter == key]
+        failed = [self._fail(ticket, _dropped(key), True) for ticket in self.waiting if ticket.request.adapter == key]
         return failed, self._residency.drop(key)
 
     # ---- running ----
@@ -144,7 +144,11 @@ class Scheduler:
         self.num_preemptions += 1
         self.waiting.add(ticket)
         if ticket.request.adapter is not None:
-            self._residency.want(ticket.request.adapter, grant=ticket.grant)
+            self._residency.want(ticket.request.adapter, grant=self._newest_grant(ticket.request.adapter))
+
+    def _newest_grant(self, key: AdapterKey) -> str | None:
+        """A preempted request's own may have expired."""
+        return [one.grant for one in self.waiting if one.request.adapter == key][-1]
 
     def _leave_running(self, ticket: Ticket) -> None:
         self.running.remove(ticket)

@@ -16,7 +16,7 @@ from registry.blobs.schemas import BlobOut, Sha256Path
 from registry.blobs.store import CHUNK_BYTES, BlobMissing, BlobStore, Upload
 from registry.config import Settings
 from registry.db import Database, DatabaseDep
-from registry.errors import BadRequest, Forbidden, Invalid, NotFound, StorageFull, TooLarge, problem_responses
+from registry.errors import BadRequest, Forbidden, Invalid, NotFound, RangeNotSatisfiable, StorageFull, TooLarge, problem_responses
 from registry.tenants.auth import TenantSubject, require
 
 router = APIRouter(prefix="/blobs", tags=["blobs"])
@@ -85,7 +85,9 @@ def head_blob(sha256: Sha256Path, *, subject: Reader, database: DatabaseDep, sto
     return Response(headers=_blob_headers(blob) | {"Content-Length": str(blob.size)})
 
 
-@router.get("/{sha256}", response_class=StreamingResponse, responses=problem_responses(BadRequest, Forbidden, NotFound) | REDIRECTS)
+@router.get(
+    "/{sha256}", response_class=StreamingResponse, responses=problem_responses(Forbidden, NotFound, RangeNotSatisfiable) | REDIRECTS
+)
 def get_blob(
     sha256: Sha256Path,
     *,
@@ -110,11 +112,12 @@ def blob_or_redirect(store: BlobStore, blob: Blob, *, byte_range: str | None, se
 
 
 def blob_response(store: BlobStore, blob: Blob, *, byte_range: str | None) -> Response:
-    """Stream a blob, or the part of it that a Range header asks for. Raises BadRequest for a range beyond its end."""
+    """Stream a blob, or the part of it that a Range header asks for. Raises RangeNotSatisfiable for one beyond its end."""
     headers = _blob_headers(blob)
     start, length, status = 0, blob.size, 200
-    if byte_range is not None:
-        start, length = parse_range(byte_range, size=blob.size)
+    part = None if byte_range is None else parse_range(byte_range, size=blob.size)
+    if part is not None:
+        start, length = part
         headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{blob.size}"
         status = 206
     chunks = store.stream(blob.tenant_id, blob.sha256, start=start, length=length)
@@ -122,21 +125,22 @@ def blob_response(store: BlobStore, blob: Blob, *, byte_range: str | None) -> Re
     return StreamingResponse(chunks, status_code=status, media_type="application/octet-stream", headers=headers)
 
 
-def parse_range(header: str, *, size: int) -> tuple[int, int]:
-    """(start, length) of `bytes=first-last`, `bytes=first-` or `bytes=-suffix`."""
+def parse_range(header: str, *, size: int) -> tuple[int, int] | None:
+    """(start, length) of `bytes=first-last`, `bytes=first-` or `bytes=-suffix`.
+
+    None for what RFC 9110 lets a server ignore: other units, several ranges, what cannot be read.
+    """
     match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
-    if match is not None and any(match.groups()):
-        first, last = match.groups()
-        start = int(first) if first else max(0, size - int(last))
-        stop = min(size, int(last) + 1) if first and last else size
-        if start < stop:
-            return start, stop - start
-    raise BadRequest(
-        f"Range {header!r} names no byte of the {size} there are; ask for one range within them",
-        field="Range",
-        value=header,
-        remedy=f"bytes=0-{max(0, size - 1)}",
-    )
+    if match is None or not any(match.groups()):
+        return None
+    first, last = match.groups()
+    if first and last and int(first) > int(last):
+        return None
+    start = int(first) if first else max(0, size - int(last))
+    stop = min(size, int(last) + 1) if first and last else size
+    if start >= stop:
+        raise RangeNotSatisfiable(header, size=size)
+    return start, stop - start
 
 
 def _blob_headers(blob: Blob) -> dict[str, str]:

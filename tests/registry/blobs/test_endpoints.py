@@ -19,7 +19,7 @@ from registry.blobs.endpoints import parse_range
 from registry.blobs.models import Blob
 from registry.config import Settings
 from registry.db import Database
-from registry.errors import BadRequest
+from registry.errors import RangeNotSatisfiable
 from tests.registry.conftest import MakeTenant, bearer
 
 DATA = b"some weights " * 1000
@@ -63,7 +63,9 @@ def test_get_of_a_range(client: TestClient, key: dict[str, str]) -> None:
     part = client.get(URL, headers=key | {"Range": "bytes=5-11"})
     assert (part.status_code, part.content, part.headers["content-range"]) == (206, DATA[5:12], f"bytes 5-11/{len(DATA)}")
     beyond = client.get(URL, headers=key | {"Range": f"bytes={len(DATA)}-"})
-    assert (beyond.status_code, beyond.json()["field"]) == (400, "Range")
+    assert (beyond.status_code, beyond.json()["field"], beyond.headers["content-range"]) == (416, "Range", f"bytes */{len(DATA)}")
+    whole = client.get(URL, headers=key | {"Range": "lines=0-1"})
+    assert (whole.status_code, whole.content) == (200, DATA)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +76,15 @@ def test_ranges_that_are_read(header: str, expected: tuple[int, int]) -> None:
     assert parse_range(header, size=10) == expected
 
 
-@pytest.mark.parametrize("header", ["bytes=-", "bytes=5-4", "bytes=10-", "bytes=-0", "bytes=0-1,3-4", "lines=0-1", "bytes=a-b", ""])
-def test_ranges_that_are_not(header: str) -> None:
-    with pytest.raises(BadRequest):
+@pytest.mark.parametrize("header", ["bytes=10-", "bytes=-0", "bytes=10-12"])
+def test_ranges_beyond_the_end(header: str) -> None:
+    with pytest.raises(RangeNotSatisfiable):
         parse_range(header, size=10)
+
+
+@pytest.mark.parametrize("header", ["bytes=-", "bytes=5-4", "bytes=0-1,3-4", "lines=0-1", "bytes=a-b", ""])
+def test_ranges_that_are_ignored(header: str) -> None:
+    assert parse_range(header, size=10) is None
 
 
 def test_wrong_digest_is_refused_and_kept_nowhere(client: TestClient, key: dict[str, str], database: Database, settings: Settings) -> None:

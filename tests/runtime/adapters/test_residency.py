@@ -14,6 +14,7 @@ from gpu_runtime.adapters.flights import Executor
 from gpu_runtime.adapters.host import HostCache
 from gpu_runtime.adapters.image import AdapterImage
 from gpu_runtime.adapters.residency import Residency
+from gpu_runtime.adapters.source import AdapterUnavailable
 from gpu_runtime.core import AdapterKey
 from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.memory.tables import SlotTables
@@ -245,6 +246,60 @@ def test_a_pull_after_a_drop_is_another_flight() -> None:
     executor.release()
     assert done.done()
     assert residency.is_ready(A)
+
+
+class GrantReadingPuller(LedgerPuller):
+    """Refuses expired grants, as the registry does."""
+
+    def pull(self, key: AdapterKey, *, grant: str | None) -> AdapterImage:
+        self.grants = [*getattr(self, "grants", []), grant]
+        if grant == "expired":
+            raise AdapterUnavailable("the grant has expired", retryable=True)
+        return super().pull(key, grant=grant)
+
+
+def with_grants(*, num_threads: int) -> tuple[Residency, HeldExecutor, GrantReadingPuller]:
+    executor, puller = HeldExecutor(), GrantReadingPuller()
+    residency = make_residency(executor=executor, num_threads=num_threads)
+    residency._puller = puller  # type: ignore[assignment]
+    residency._flights._pull = lambda key, grant: puller.pull(key, grant=grant)
+    return residency, executor, puller
+
+
+def test_a_later_request_lends_its_grant_to_a_pull_that_has_not_begun() -> None:
+    residency, executor, puller = with_grants(num_threads=1)
+    residency.want(B, grant="other")
+    residency.want(A, grant="expired")
+    residency.want(A, grant="fresh")
+    executor.release()
+    assert residency.poll() == []
+    executor.release()
+    assert residency.poll() == []
+    assert puller.grants == ["other", "fresh"]
+
+
+def test_an_expired_grant_does_not_fail_who_waits_with_a_fresh_one() -> None:
+    residency, executor, puller = with_grants(num_threads=2)
+    residency.want(A, grant="expired")
+    residency.want(A, grant="fresh")
+    executor.release()
+    assert residency.poll() == []
+    executor.release()
+    assert residency.poll() == []
+    assert residency.is_ready(A)
+    assert puller.grants == ["expired", "fresh"]
+
+
+def test_the_second_try_is_the_last() -> None:
+    residency, executor, puller = with_grants(num_threads=2)
+    residency.want(A, grant="expired")
+    residency.want(A, grant="expired")
+    executor.release()
+    assert residency.poll() == []
+    residency.want(A, grant="expired")
+    executor.release()
+    assert [failure.key for failure in residency.poll()] == [A]
+    assert len(puller.grants) == 2
 
 
 def test_the_step_thread_never_waits_for_a_pull() -> None:

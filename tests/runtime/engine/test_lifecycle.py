@@ -231,6 +231,7 @@ def test_drop_fails_who_waits_and_forgets_every_tier(model_dir: Path, adapters: 
     (output,) = rig.step()
     assert output.finish_reason is FinishReason.ERROR
     assert "withdrawn" in str(output.error)
+    assert output.retryable
     executor.release()  # the pull under way lands unwanted, after it wrote its files
     rig.step()
     assert not done.done()
