@@ -27,6 +27,7 @@ def worker_processes(settings: Settings, logs: Path) -> Iterator[Start]:
         environment = os.environ | {
             "LORARY_STATE_DIR": str(settings.state_dir),
             "LORARY_DATABASE_URL": settings.database_url,
+            "LORARY_DATABASE_SYSTEM_URL": settings.database_system_url,
             "LORARY_BROKER_URL": settings.broker_url.get_secret_value(),
             "LORARY_JOB_LEASE_S": str(LEASE_S),
             "LORARY_JOB_POLL_S": "0.05",

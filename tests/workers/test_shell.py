@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Column, Identity, Integer, MetaData, Table, Text, text
 
+from registry.config import Settings
 from registry.db import Database, WriteSession
 from registry.jobs import service as jobs
 from registry.jobs.models import Job
@@ -38,15 +39,19 @@ class Ledger:
 
 
 @pytest.fixture
-def ledger(database: Database) -> Callable[[], list[str]]:
-    with database.write() as session:
-        session.execute(text("CREATE TABLE ledger (line TEXT)"))
+def ledger(database: Database, settings: Settings) -> Iterator[Callable[[], list[str]]]:
+    tables = MetaData()
+    Table("ledger", tables, Column("number", Integer, Identity(), primary_key=True), Column("line", Text))
+    owner = Database(settings.resolved_owner_url)
+    tables.create_all(owner.engine)
 
     def read() -> list[str]:
         with database.read() as session:
-            return list(session.scalars(text("SELECT line FROM ledger ORDER BY rowid")))
+            return list(session.scalars(text("SELECT line FROM ledger ORDER BY number")))
 
-    return read
+    yield read
+    tables.drop_all(owner.engine)
+    owner.close()
 
 
 def worker_of(database: Database, ledger: Ledger, *, lease_s: float = LEASE_S) -> Worker:
@@ -214,6 +219,7 @@ def test_stop_finishes_the_job_in_hand_and_takes_no_other(database: Database, le
     assert (read_job(database, first).state, read_job(database, second).state) == ("succeeded", "queued")
 
 
+@pytest.mark.sqlite
 def test_a_database_that_is_away_is_waited_for(database: Database, ledger: Read) -> None:
     enqueue(database)
     with database.write() as session:

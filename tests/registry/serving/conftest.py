@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import datetime as dt
 import hashlib
 import shutil
 import socket
@@ -20,6 +21,7 @@ import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from registry.adapters.models import Adapter, AdapterVersion, Alias, Form
@@ -28,8 +30,9 @@ from registry.artifact.manifest import BlobRef, FileEntry, FormManifest, Version
 from registry.base_models.models import BaseModelRevision
 from registry.blobs.models import Blob
 from registry.config import Settings
-from registry.db import Database, Table
+from registry.db import Database, Table, database_time
 from registry.serving.grants import GrantSigner, signer_for
+from registry.serving.models import Replica
 from registry.tenants.keys import new_key
 from registry.tenants.models import ApiKey, Tenant
 
@@ -130,6 +133,11 @@ class World:
         upload.write(data)
         upload.commit()
         self.add(Blob(tenant_id=tenant_id, sha256=sha256, size=len(data)))
+
+    def age_heartbeats(self, seconds: float) -> None:
+        """As if every replica had last been heard of so long ago."""
+        with self.database.write() as session:
+            session.execute(update(Replica).values(heartbeat_at=database_time(session) - dt.timedelta(seconds=seconds)))
 
     def execute(self, sql: str, **values: Any) -> None:
         from sqlalchemy import text

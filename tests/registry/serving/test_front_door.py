@@ -328,6 +328,7 @@ def test_bodies_are_bounded_with_and_without_a_declared_length(tmp_path: Path, r
 # ---- the database goes away ----
 
 
+@pytest.mark.sqlite
 def test_without_the_database_new_requests_get_503_and_running_ones_finish(
     world: World, served: httpx2.Client, replica: FakeReplica, ready: str
 ) -> None:

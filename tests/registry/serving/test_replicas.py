@@ -163,9 +163,9 @@ def test_residents_follow_the_reports(world: World, client: TestClient) -> None:
 def test_silence_and_draining_take_a_replica_out_of_choice(world: World, client: TestClient) -> None:
     replica_id = make_replica(client, world)
     assert choose(world) is not None
-    world.execute("UPDATE replicas SET heartbeat_at = datetime('now', '-14 seconds') || '.000000'")
+    world.age_heartbeats(14)
     assert choose(world) is not None
-    world.execute("UPDATE replicas SET heartbeat_at = datetime('now', '-16 seconds') || '.000000'")
+    world.age_heartbeats(16)
     assert choose(world) is None
     client.post(f"/api/v1/replicas/{replica_id}/heartbeat", json=heartbeat(2), headers=world.bearer("replica"))
     assert choose(world) is not None
@@ -176,7 +176,7 @@ def test_silence_and_draining_take_a_replica_out_of_choice(world: World, client:
 def test_replicas_that_went_away_are_forgotten_when_another_registers(world: World, client: TestClient) -> None:
     pushed = world.push("acme", "pirate")
     make_replica(client, world, url="http://gone:1", residents=[resident(pushed)])
-    world.execute("UPDATE replicas SET heartbeat_at = datetime('now', '-2 hours') || '.000000'")
+    world.age_heartbeats(2 * 3600)
     make_replica(client, world, url="http://here:1")
     assert [row["url"] for row in client.get("/api/v1/replicas", headers=world.bearer("admin")).json()["items"]] == ["http://here:1"]
 
