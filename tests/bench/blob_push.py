@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from registry.cli.remote import Call
 from registry.config import Settings
 from registry.db import Database
 from registry.jobs.service import FINALISE_UPLOAD
+from registry.logging import configure_logging
 from registry.models import metadata
 from registry.tenants import service
 from registry.tenants.auth import SYSTEM
@@ -51,6 +53,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--large-mib", type=int, default=192)
     options = arguments.parse_args()
+    configure_logging(format="json", level="WARNING")
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; medians of {options.rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
         server = S3Server(Path(folder))
@@ -77,18 +80,11 @@ def _measure(server: S3Server, folder: Path, *, rounds: int, large: int) -> None
     worker.start()
     with serve(create_app(settings)) as url, RegistryClient(url, token=token) as client:
         call = Call(client=client, output=Output(), state_dir=folder)
-        _compare(
-            "push of 64 MiB / raw PUT", lambda data: _push(client, data), lambda data: _raw_put(server, data), INLINE_MIB * MIB, rounds, 1.5
-        )
-        name = f"upload of {large // MIB} MiB in parts / raw multipart"
-        _compare(
-            name,
-            lambda data: _push_parts(call, folder, data),
-            lambda data: _raw_multipart(server, data),
-            size=large,
-            rounds=rounds,
-            bar=2.5,
-        )
+        inline, name = INLINE_MIB * MIB, f"upload of {large // MIB} MiB in parts / raw multipart"
+        push, raw_put = partial(_push, client), partial(_raw_put, server)
+        _compare("push of 64 MiB / raw PUT", push, raw_put, size=inline, rounds=rounds, bar=1.5)
+        parts, raw_parts = partial(_push_parts, call, folder), partial(_raw_multipart, server)
+        _compare(name, parts, raw_parts, size=large, rounds=rounds, bar=2.5)
     stop.set()
     worker.join()
     database.close()
