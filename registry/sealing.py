@@ -53,6 +53,8 @@ class Sealer:
             raise Unsealable(f"sealed under key {key_id or '?'}, which is neither LORARY_SECRET_KEY nor LORARY_SECRET_KEY_PREVIOUS")
         try:
             raw = base64.b64decode(text, altchars=b"-_", validate=True)
+            if base64.urlsafe_b64encode(raw).decode() != text:
+                raise ValueError("not as we write it")
             return cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], context.encode()).decode()
         except (InvalidTag, binascii.Error, ValueError) as error:
             raise Unsealable("damaged, or moved here from another row") from error

@@ -131,9 +131,9 @@ def stage(lorary: Lorary) -> tuple[str, World, World]:
     """A's key, B's identifiers, and identifiers that never were."""
     mine, theirs = lorary.make_tenant("isolated-a"), lorary.make_tenant("isolated-b")
     push(lorary, mine, "own", ADAPTERS / "json")
-    push(lorary, theirs, "secret", ADAPTERS / "pirate")
+    push(lorary, theirs, "veiled", ADAPTERS / "pirate")
     with lorary.http(theirs) as client:
-        version = client.get("/api/v1/adapters/secret/versions/1").json()
+        version = client.get("/api/v1/adapters/veiled/versions/1").json()
         sha256 = next(file["sha256"] for file in version["files"] if file["path"] == "adapter_model.safetensors")
         key_id = client.get("/api/v1/keys").json()["items"][0]["id"]
         job_id = client.get("/api/v1/jobs").json()["items"][0]["id"]
@@ -143,7 +143,7 @@ def stage(lorary: Lorary) -> tuple[str, World, World]:
     with lorary.http() as client:
         replica_id = client.get("/api/v1/replicas").json()["items"][0]["id"]
     file = "adapter_config.json"
-    b = World("isolated-b", "secret", "default", "1", file, sha256, key_id, job_id, replica_id, "secret", "secret", upload_id=upload_id)
+    b = World("isolated-b", "veiled", "default", "1", file, sha256, key_id, job_id, replica_id, "veiled", "veiled", upload_id=upload_id)
     nothing = World(
         "never-was", "ghost1", "default", "1", file, ABSENT_DIGEST, "0" * len(key_id), "0" * len(job_id), "0" * 32, "ghost1", "ghost1"
     )
@@ -204,7 +204,7 @@ def test_listings_show_nothing_of_theirs(lorary: Lorary, stage: tuple[str, World
     if operation == "GET /api/v1/audit" and got.status_code == httpx2.codes.FORBIDDEN:
         return
     assert got.status_code == httpx2.codes.OK, got.text
-    for word in ("secret", "isolated-b", theirs.sha256, theirs.key_id, theirs.job_id):
+    for word in ("veiled", "isolated-b", theirs.sha256, theirs.key_id, theirs.job_id):
         assert word not in got.text
 
 
@@ -232,7 +232,7 @@ def test_the_tenant_header_does_not_let_a_tenant_key_out(lorary: Lorary, stage: 
     with lorary.http(mine, tenant=theirs.tenant) as client:
         got = client.get("/api/v1/adapters")
     assert got.status_code in (httpx2.codes.FORBIDDEN, httpx2.codes.OK)
-    assert "secret" not in got.text
+    assert "veiled" not in got.text
 
 
 def test_the_same_bytes_in_two_tenants_stay_two(lorary: Lorary, tenant_name: Callable[[str], str]) -> None:

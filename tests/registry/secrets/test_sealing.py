@@ -27,8 +27,6 @@ def test_every_changed_byte_is_noticed() -> None:
     sealed = sealer.seal("x", context="c")
     for position in range(len(sealed)):
         changed = sealed[:position] + ("A" if sealed[position] != "A" else "B") + sealed[position + 1 :]
-        if position == len(sealed) - 1 and sealed.endswith("="):
-            continue
         with pytest.raises(Unsealable):
             sealer.open(changed, context="c")
 
