@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from registry.config import Settings
 from registry.db import Database
@@ -22,11 +23,13 @@ from tests.brokers import RedisServer, own_redis, redis_server
 from tests.registry.adapters.pushing import Pusher, adapter
 from tests.registry.conftest import SECRET_KEY
 from tests.workers.processes import Start, ended, worker_processes
+from tests.workers.test_process import HeldBlob, assert_published_once
 from workers.app import make_publisher
 from workers.outbox import BrokerAway, Relay
 
 __all__ = ["own_redis", "redis_server"]
 
+pytestmark = pytest.mark.sqlite
 NO_POLL = {"LORARY_BROKER_POLL_S": "3600"}
 _numbers = itertools.count(1)
 
@@ -189,6 +192,47 @@ def test_workers_poll_while_the_broker_is_away(acme: Pusher, database: Database,
     until(lambda: num_waiting(database) == 0, what="the relay did not come back")
     worker.terminate()
     assert ended(worker) == 0
+
+
+@pytest.mark.parametrize(
+    "phase", [pytest.param("hash_config", marks=pytest.mark.full), pytest.param("hash_weights", marks=pytest.mark.full), "publish"]
+)
+def test_a_worker_killed_in_any_phase_is_replaced(
+    phase: str, acme: Pusher, database: Database, *, settings: Settings, start: Start
+) -> None:
+    """Found by the sweeper of another worker once the lease is over; what was half done is nowhere to be seen."""
+    pushed = acme.push("pirate", adapter()).json()
+    name = "adapter_config.json" if phase == "hash_config" else "adapter_model.safetensors"
+    sha256 = next(file["sha256"] for file in pushed["files"] if file["path"] == name)
+    held = HeldBlob(next(settings.blob_dir.glob(f"*/{sha256}")))
+    victim = start()
+    pipe = held.wait_for_reader()
+    if phase == "publish":
+        kill_while_it_waits_to_publish(database, pipe=pipe, held=held, victim=victim)
+    else:
+        victim.kill()
+        os.close(pipe)
+        held.put_back()
+    victim.wait()
+    assert acme.get("/adapters/pirate/versions/1")["status"] == "pending"
+    start(LORARY_BROKER_POLL_S="0.3")
+    until(lambda: acme.get("/adapters/pirate/versions/1")["status"] == "ready", what="nobody took over")
+    job = validation(database)
+    assert (job.state, job.attempt, job.fence) == ("succeeded", 2, 2)
+    assert_published_once(database)
+
+
+def kill_while_it_waits_to_publish(database: Database, *, pipe: int, held: HeldBlob, victim: subprocess.Popen[bytes]) -> None:
+    """We hold SQLite's one writer while it has everything but the transaction in which it publishes."""
+    held.put_back()
+    with database.write() as session:
+        session.execute(text("SELECT 1"))
+        os.set_blocking(pipe, True)
+        with os.fdopen(pipe, "wb") as writer:
+            writer.write(held.data)
+        time.sleep(0.7)
+        victim.kill()
+        victim.wait()
 
 
 def test_sigterm_while_the_broker_is_away_ends_the_worker(start: Start, database: Database) -> None:

@@ -219,6 +219,55 @@ def test_stop_finishes_the_job_in_hand_and_takes_no_other(database: Database, le
     assert (read_job(database, first).state, read_job(database, second).state) == ("succeeded", "queued")
 
 
+def test_a_job_that_outlasts_the_drain_is_given_back_untried(database: Database, ledger: Read) -> None:
+    job_id = enqueue(database, max_attempts=1)
+    stop, started = threading.Event(), threading.Event()
+
+    def run_until_stopped(_claim: Claim, attempt: Attempt) -> None:
+        started.set()
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            attempt.check()
+            time.sleep(0.02)
+        raise AssertionError("nobody told of the drain")
+
+    kinds = {"ledger": JobKind(run=Ledger(run_until_stopped).run, give_up=Ledger().give_up)}
+    worker = Worker(database, kinds=kinds, lease_s=LEASE_S, poll_s=0.02, drain_s=0.3)
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    assert started.wait(10)
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    job = read_job(database, job_id)
+    assert (job.state, job.attempt) == ("queued", 0), "the attempt does not count"
+    assert worker_of(database, Ledger()).run_one()
+    assert ledger() == ["done 1"]
+
+
+def test_a_hint_waits_for_free_hands_and_then_claims_its_job_alone(database: Database, ledger: Read) -> None:
+    first, second, third = (enqueue(database) for _ in range(3))
+    running, go_on = threading.Event(), threading.Event()
+
+    def slow(claim: Claim, _attempt: Attempt) -> None:
+        if claim.job_id == first:
+            running.set()
+            go_on.wait(10)
+
+    worker = worker_of(database, Ledger(slow))
+    polling = threading.Thread(target=worker.run_one)
+    polling.start()
+    assert running.wait(10)
+    assert not worker.run_one(), "hands full"
+    hinted = threading.Thread(target=worker.run_hinted, args=(third,))
+    hinted.start()
+    go_on.set()
+    polling.join(10)
+    hinted.join(10)
+    assert [read_job(database, job_id).state for job_id in (first, second, third)] == ["succeeded", "queued", "succeeded"]
+    assert not worker.run_hinted(third), "done already"
+
+
 @pytest.mark.sqlite
 def test_a_database_that_is_away_is_waited_for(database: Database, ledger: Read) -> None:
     enqueue(database)
