@@ -20,6 +20,7 @@ from registry.db import open_database
 from registry.hub import endpoints as hub
 from registry.jobs import endpoints as jobs
 from registry.jobs.events import JobWatch
+from registry.json_body import StrictJson
 from registry.middleware import BodyLimit, RequestContext
 from registry.openapi import install_openapi
 from registry.outbound import make_outbound_client
@@ -51,6 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     _include_routers(app)
     install_error_handlers(app)
     install_openapi(app)
+    app.add_middleware(StrictJson)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext)
     return app

@@ -29,6 +29,7 @@ from registry.errors import (
     Unavailable,
     encodable,
 )
+from registry.json_body import BodyRefused
 from registry.tenants.auth import KeyRefused, Subject
 from registry.wire import REQUEST_ID_HEADER
 
@@ -100,6 +101,8 @@ def _refused_subject(request: Request, error: RegistryError) -> Subject | None:
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error, BodyRefused):
+        return render(request, error.problem)
     kind = _BY_STATUS.get(error.status_code)
     if kind is NotFound:
         problem: RegistryError = NotFound(f"nothing answers at {request.url.path}", field="path", value=request.url.path)
@@ -142,19 +145,6 @@ def _is_unique_violation(error: IntegrityError) -> bool:
     return getattr(error.orig, "sqlite_errorname", None) in names or getattr(error.orig, "sqlstate", None) == "23505"
 
 
-async def _on_unencodable_text(request: Request, error: Exception) -> JSONResponse:
-    """JSON can spell a lone surrogate; no database and no reply can hold one. Found where it is first encoded."""
-    assert isinstance(error, UnicodeEncodeError)
-    problem = BadRequest(
-        "the request holds text that is not Unicode (a lone surrogate)",
-        field="body",
-        value=error.object[error.start : error.end],
-        code="invalid_text",
-        remedy="send whole characters",
-    )
-    return render(request, problem)
-
-
 async def _on_unknown_error(request: Request, _error: Exception) -> JSONResponse:
     return render(request, RegistryError("an internal error; it is logged under this request id"))
 
@@ -165,7 +155,6 @@ def install_error_handlers(app: FastAPI) -> None:
         HTTPException: _on_http_exception,
         RequestValidationError: _on_validation_error,
         SQLAlchemyError: _on_database_error,
-        UnicodeEncodeError: _on_unencodable_text,
         Exception: _on_unknown_error,
     }
     for kind, handler in handlers.items():

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import from_json
 
 from gpu_runtime.core import SamplingParams
 from gpu_runtime.server.errors import ApiError, invalid
+from registry.artifact.errors import ArtifactRefused
+from registry.artifact.strict_json import load_object
 
 MAX_PROMPTS = 64  # of one completions request: a longer list is for the client to cut
 MAX_MESSAGES = 4096
@@ -229,11 +230,10 @@ class ChatRequest(GenerationRequest):
 def read_request(body: bytes, *, kind: type[Asked]) -> Asked:
     """The body as a request of `kind`. Raises ApiError naming the field."""
     try:
-        value = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise invalid(f"the body is not JSON: {error}", code="invalid_json") from error
-    if not isinstance(value, dict):
-        raise invalid(f"the body holds a {type(value).__name__}; it must be a JSON object", code="invalid_json")
+        value = load_object(body, field="body")
+    except ArtifactRefused as refusal:
+        code = {"bad_json": "invalid_json"}.get(refusal.code, refusal.code)
+        raise invalid(refusal.detail, param="body", code=code) from refusal
     try:
         return kind.model_validate(_supported(value, kind.model_fields))
     except ValidationError as error:

@@ -9,6 +9,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.base_models.schemas import NAME_PATTERN, Failure
+from registry.text import Text
 
 AdapterName = Annotated[str, Path(pattern=NAME_PATTERN)]
 # All digits would read as a version number in `name@3`.
@@ -17,8 +18,8 @@ VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1)]
 FilePath = Annotated[str, Path(max_length=256)]
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Description = Annotated[str, Field(max_length=4096)]
-Tags = Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=32)]
+Description = Annotated[Text, Field(max_length=4096)]
+Tags = Annotated[list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(max_length=32)]
 
 
 class PushIn(BaseModel):
@@ -26,8 +27,8 @@ class PushIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    files: dict[str, Sha256] = Field(min_length=1, max_length=16)
-    base_model: str | None = Field(default=None, max_length=63, description="Needed where adapter_config.json does not name one of ours.")
+    files: dict[Text, Sha256] = Field(min_length=1, max_length=16)
+    base_model: Text | None = Field(default=None, max_length=63, description="Needed where adapter_config.json does not name one of ours.")
     description: Description | None = None
     tags: Tags | None = None
 
@@ -89,7 +90,7 @@ class AdapterOut(BaseModel):
 class AliasIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    version: int = Field(ge=1, le=2**31 - 1)
+    version: int = Field(strict=True, ge=1, le=2**31 - 1)
 
 
 class AliasOut(BaseModel):

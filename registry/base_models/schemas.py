@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from registry.text import Text
+
 NAME_PATTERN = "^[a-z0-9][a-z0-9._-]{0,62}$"
 
 
@@ -20,7 +22,7 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["directory", "gguf", "package"]
-    location: str = Field(min_length=1, max_length=1024)
+    location: Text = Field(min_length=1, max_length=1024)
 
 
 class BaseModelIn(BaseModel):
@@ -28,7 +30,7 @@ class BaseModelIn(BaseModel):
 
     name: str = Field(pattern=NAME_PATTERN)
     source: Source
-    upstream_names: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(
+    upstream_names: list[Annotated[Text, Field(min_length=1, max_length=256)]] = Field(
         default=[], max_length=32, description="Other names by which adapter configs may call this model."
     )
 

@@ -8,10 +8,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.tenants.keys import SCOPES
+from registry.text import Text
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
-ScopeName = Annotated[str, Field(json_schema_extra={"enum": sorted(SCOPES)})]
+ScopeName = Annotated[Text, Field(json_schema_extra={"enum": sorted(SCOPES)})]
 
 
 class TenantIn(BaseModel):
@@ -31,7 +32,7 @@ class KeyIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, max_length=100, description="What it is for; shown in listings.")
+    name: Text = Field(min_length=1, max_length=100, description="What it is for; shown in listings.")
     scopes: list[ScopeName] = Field(min_length=1, max_length=len(SCOPES))
     expires_in_s: int | None = Field(default=None, ge=1, le=10 * 366 * 86400)
 

@@ -75,6 +75,34 @@ def test_text_that_no_reply_can_hold_is_refused(client: TestClient, admin_token:
     assert reply.headers["content-type"] == PROBLEM
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("keys", rb'{"name": "a\u0000b", "scopes": ["admin"]}'),
+        ("base-models", rb'{"name": "a", "source": {"kind": "directory", "location": "/a\u0000"}}'),
+    ],
+)
+def test_text_holds_no_nul(client: TestClient, admin_token: str, path: str, body: bytes) -> None:
+    reply = client.post(f"/api/v1/{path}", content=body, headers=bearer(admin_token) | {"Content-Type": "application/json"})
+    assert reply.status_code == 422, reply.text
+    assert "\\x00" in reply.json()["detail"]
+
+
+def test_a_key_that_stands_twice_is_named(client: TestClient, admin_token: str) -> None:
+    headers = bearer(admin_token) | {"Content-Type": "application/json; charset=utf-8"}
+    reply = client.post("/api/v1/tenants", content=b'{"name": "one", "name": "two"}', headers=headers)
+    assert (reply.status_code, reply.json()["code"], reply.json()["field"], reply.json()["value"]) == (400, "duplicate_key", "body", "name")
+    assert client.get("/api/v1/tenants", headers=bearer(admin_token)).json()["items"] == []
+
+
+def test_what_is_not_json_says_where(client: TestClient, admin_token: str) -> None:
+    headers = bearer(admin_token) | {"Content-Type": "application/json"}
+    reply = client.post("/api/v1/tenants", content=b'{"name": \n one}', headers=headers)
+    assert (reply.status_code, reply.json()["code"], reply.json()["field"]) == (400, "invalid_json", "body")
+    assert "line 2, column 2" in reply.json()["detail"]
+    assert reply.json()["remedy"]
+
+
 def test_a_bad_cursor_is_a_bad_request(client: TestClient, admin_token: str) -> None:
     reply = client.get("/api/v1/tenants", params={"cursor": "zzz"}, headers=bearer(admin_token))
     assert (reply.status_code, reply.json()["field"]) == (400, "cursor")

@@ -100,3 +100,9 @@ def test_of_many_movers_one_wins(pirate: Pusher) -> None:
     assert sorted(codes) == [200] + [412] * 7
     moves = pirate.get("/adapters/pirate/aliases/default/history")["items"]
     assert [move["generation"] for move in moves] == [2, 1]
+
+
+@pytest.mark.parametrize("version", [True, "1", 1.0])
+def test_a_version_is_a_number(pirate: Pusher, version: object) -> None:
+    refused = pirate.call("PUT", "/adapters/pirate/aliases/prod", json={"version": version}, headers=NEW)
+    assert (refused.status_code, refused.json()["field"]) == (422, "body.version")

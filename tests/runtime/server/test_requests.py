@@ -147,6 +147,12 @@ def test_bodies_that_are_no_object(body: bytes) -> None:
     assert refusal(ChatRequest, body).code in {"invalid_json", "unknown_parameter"}
 
 
+def test_a_key_that_stands_twice_is_named() -> None:
+    error = refusal(ChatRequest, b'{"model": "a", "model": "b"}')
+    assert error.code == "duplicate_key"
+    assert "model" in error.message
+
+
 def test_echo_with_logprobs_is_refused() -> None:
     assert "logprobs" in refusal(CompletionRequest, COMPLETION | {"echo": True, "logprobs": 1}).message
 
