@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
@@ -16,7 +14,7 @@ from registry.config import Settings
 from registry.db import Database, database_time
 from registry.webhooks.models import WebhookDelivery
 from tests.registry.adapters.conftest import acme, base_model, globex, operator, work, worker
-from tests.registry.conftest import SECRET_KEY, MakeTenant, bearer
+from tests.registry.conftest import MakeTenant, bearer
 from tests.registry.webhooks.receiving import Receiver, receiver
 from workers.webhooks import Deliverer, build_deliverer
 
@@ -26,15 +24,9 @@ Hook = dict[str, Any]
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(
-        state_dir=tmp_path / "state",
-        secret_key=SecretStr(SECRET_KEY),
-        database_busy_timeout_s=10.0,
-        outbound_allow_http=True,
-        outbound_allow_hosts="127.0.0.1",  # type: ignore[arg-type]
-        webhook_poll_s=0.05,
-    )
+def settings(settings: Settings) -> Settings:
+    """Those of every test, and an operator who allows loopback."""
+    return settings.model_copy(update={"outbound_allow_http": True, "outbound_allow_hosts": ("127.0.0.1",), "webhook_poll_s": 0.05})
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ Log = Callable[[], list[Hook]]
 Later = Callable[[float], None]
 
 
+@pytest.mark.postgresql
 def test_the_life_of_an_adapter_is_heard(*, client: TestClient, acme: Pusher, ears: Receiver, work: Deliver, deliver: Deliver) -> None:
     subscribe(
         client,
@@ -142,6 +143,7 @@ def test_410_disables_the_webhook(*, client: TestClient, token: str, hook: Hook,
     assert deliver() == 1, "what was pending goes on; what happened meanwhile was not told"
 
 
+@pytest.mark.postgresql
 def test_a_worker_killed_between_send_and_mark(
     *, database: Database, settings: Settings, hook: Hook, ears: Receiver, happen: Happen, deliver: Deliver, log_of: Log, later: Later
 ) -> None:
@@ -178,6 +180,7 @@ def test_workers_that_die_use_attempts_up(*, database: Database, hook: Hook, hap
     assert row["state"] == "failed"
 
 
+@pytest.mark.postgresql
 def test_many_threads_deliver_each_event_once_and_one_at_a_time(
     *, settings: Settings, database: Database, hook: Hook, ears: Receiver, happen: Happen, log_of: Log
 ) -> None:
