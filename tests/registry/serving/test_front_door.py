@@ -306,7 +306,9 @@ def test_keys_without_the_scope_and_strangers_are_refused(world: World, served: 
 
 
 @pytest.mark.parametrize(
-    ("body", "code"), [(b"{", "invalid_json"), (b"[" * 100_000, "invalid_json"), (b"[]", "missing_model"), (b"{}", "missing_model"),
+    ("body", "code"), [(b"{", "invalid_json"), (b"[" * 100_000, "invalid_json"), (b"[]", "invalid_json"),
+                       (b'{"model": "a", "model": "b"}', "duplicate_key"), (b'{"model": "a\\ud800"}', "invalid_json"),
+                       (b"{}", "missing_model"),
                        (b'{"model": 3}', "missing_model"), (b'{"model": ""}', "missing_model"), (b"\xff", "invalid_json")]
 )  # fmt: skip
 def test_unreadable_requests_are_400_in_openais_shape(world: World, served: httpx2.Client, body: bytes, code: str) -> None:
