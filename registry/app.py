@@ -76,6 +76,7 @@ def _include_routers(app: FastAPI) -> None:
     for domain in (tenants, audit, secrets, webhooks, jobs, blobs, uploads, base_models, adapters, serving):
         app.include_router(domain.router, prefix=API_PREFIX)
     app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
+    app.include_router(hub.router, prefix=API_PREFIX)
     app.include_router(hub.hub_router)
 
 

@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=4 * 2**20, gt=0)
     max_adapter_rank: int = Field(default=128, ge=1)
 
+    hub_endpoints: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Hubs beside the Hugging Face Hub that imports may name, comma-separated: https://hub.example"
+    )
+    max_import_bytes: int = Field(default=2 * 2**30, gt=0, description="Limit of the weights that an import copies.")
+    import_timeout_s: float = Field(default=3600.0, gt=0, description="How long the copy of one file may take.")
+
     replica_ttl_s: float = Field(default=15.0, gt=0)
     heartbeat_interval_s: float = Field(default=2.0, gt=0)
     grant_ttl_s: float = Field(default=30.0, gt=0)
@@ -119,6 +125,12 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("hub_endpoints", mode="before")
+    @classmethod
+    def _split_endpoints(cls, value: object) -> object:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(part.strip().rstrip("/") for part in parts if part.strip()) if isinstance(parts, list | tuple) else value
 
     @cached_property
     def resolved_database_url(self) -> str:

@@ -1,5 +1,6 @@
-"""The Hub's own routes, at the root: with `HF_ENDPOINT` set to this registry, huggingface_hub reads adapters from it.
+"""The Hub's own routes, at the root, and `/imports`.
 
+With `HF_ENDPOINT` set to this registry, huggingface_hub reads adapters from it.
 An API key is the token, a repository is `tenant/adapter`. No path here can meet another route: the first part of a
 repository is a tenant's name, and tenants may not be named api, v1, models, datasets, docs or metrics.
 """
@@ -12,15 +13,17 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from registry.blobs import service as blobs
-from registry.blobs.endpoints import BlobStoreDep, RangeHeader, blob_response
-from registry.db import ReadSessionDep
-from registry.errors import BadRequest, Forbidden, problem_responses
-from registry.hub import service
+from registry.blobs.endpoints import BlobStoreDep, RangeHeader, SettingsDep, blob_response
+from registry.db import ReadSessionDep, WriteSessionDep
+from registry.errors import BadRequest, Forbidden, Invalid, problem_responses
+from registry.hub import imports, service
 from registry.hub.models import Commit, RepoFile
 from registry.hub.schemas import (
     AccessToken,
     Auth,
     CardData,
+    ImportAccepted,
+    ImportIn,
     ModelOut,
     Sibling,
     SiblingLfs,
@@ -28,18 +31,27 @@ from registry.hub.schemas import (
     TreeLfs,
     WhoamiOut,
 )
-from registry.hub.service import MAIN, HubNotFound, RangeNotSatisfiable
+from registry.hub.service import MAIN, HubNotFound
 from registry.tenants.auth import SubjectDep, TenantSubject, require
 
 MAX_TREE_PAGE = 1000
 
+router = APIRouter(prefix="/imports", tags=["hub"])
 hub_router = APIRouter(tags=["hub"])
 
 Reader = Annotated[TenantSubject, Depends(require("adapters:read"))]
+Writer = Annotated[TenantSubject, Depends(require("adapters:write"))]
 TreeLimit = Annotated[int, Query(ge=1, le=MAX_TREE_PAGE)]
 TreeCursor = Annotated[str | None, Query(max_length=256, description="The last path of the page before; follow `Link` instead.")]
 
 ERRORS = problem_responses(BadRequest, Forbidden, HubNotFound)
+
+
+@router.post("", status_code=202, responses=problem_responses(BadRequest, Forbidden, Invalid))
+def import_adapter(wanted: ImportIn, *, subject: Writer, session: WriteSessionDep, settings: SettingsDep) -> ImportAccepted:
+    """A job copies one revision of a repository and pushes it, as if the tenant had: the gate decides as ever."""
+    job, name = imports.request_import(session, subject, wanted, settings=settings)
+    return ImportAccepted(job_id=job.id, adapter=name, repo=wanted.repo, revision=wanted.revision)
 
 
 @hub_router.get("/api/whoami-v2")
@@ -118,10 +130,7 @@ def get_file(
     commit = service.commit_of(session, subject, tenant, adapter, revision=revision)
     file = service.file_of(commit, path)
     blob = blobs.get(session, subject.tenant_id, file.sha256)
-    try:
-        response = blob_response(store, blob, byte_range=byte_range)
-    except BadRequest as error:
-        raise RangeNotSatisfiable(error.detail, field=error.field, value=error.value, remedy=error.remedy) from error
+    response = blob_response(store, blob, byte_range=byte_range)
     response.headers.update(_file_headers(commit, file))
     return response
 

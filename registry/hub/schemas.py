@@ -5,7 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+from registry.base_models.schemas import NAME_PATTERN
+
+REPO_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class SiblingLfs(BaseModel):
@@ -87,3 +91,25 @@ class WhoamiOut(BaseModel):
     is_pro: Literal[False] = Field(default=False, serialization_alias="isPro")
     orgs: list[str] = []
     auth: Auth
+
+
+class ImportIn(BaseModel):
+    """An adapter of another hub. `token_secret` names a secret of the tenant that holds a token for that hub."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    repo: str = Field(pattern=REPO_PATTERN, max_length=96, description="namespace/name")
+    revision: str = Field(default="main", pattern="^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=128, description="Branch, tag or commit.")
+    name: str | None = Field(default=None, pattern=NAME_PATTERN, description="The adapter to push to; the repository's own name if absent.")
+    base_model: str | None = Field(default=None, max_length=63, description="Needed where adapter_config.json does not name one of ours.")
+    endpoint: str | None = Field(default=None, max_length=256, description="Another hub, one of those that the operator lists.")
+    token_secret: str | None = Field(default=None, pattern=NAME_PATTERN)
+
+
+class ImportAccepted(BaseModel):
+    """`job_id` tells how it goes: its result is {outcome: imported, adapter, number} or {outcome: refused, code, detail}."""
+
+    job_id: str
+    adapter: str
+    repo: str
+    revision: str

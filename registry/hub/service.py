@@ -20,7 +20,7 @@ from registry.adapters.service import DEFAULT_ALIAS
 from registry.base_models.models import BaseModelRevision
 from registry.base_models.schemas import NAME_PATTERN
 from registry.db import ReadSession
-from registry.errors import NotFound, RegistryError
+from registry.errors import NotFound
 from registry.hub import repository
 from registry.hub.models import Commit, RepoFile
 from registry.tenants.auth import TenantSubject
@@ -56,10 +56,6 @@ class EntryNotFound(HubNotFound):
     """With the commit, so that clients remember that this commit has no such file."""
 
     code, hub_code = "entry_not_found", "EntryNotFound"
-
-
-class RangeNotSatisfiable(RegistryError):
-    status, code, title = 416, "range_not_satisfiable", "Range not satisfiable"
 
 
 def commit_of(session: ReadSession, subject: TenantSubject, namespace: str, name: str, *, revision: str) -> Commit:

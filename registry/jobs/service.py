@@ -31,6 +31,7 @@ DEFAULT_MAX_ATTEMPTS = 5
 VALIDATE_VERSION = "validate_version"
 IMPORT_BASE_MODEL = "import_base_model"
 FINALISE_UPLOAD = "finalise_upload"
+IMPORT_HUB = "import_hub"
 
 QUEUES: Mapping[str, str] = {}
 """Kind of job -> queue, for those that need another machine than `cpu`: workers can be split by queue."""

@@ -112,6 +112,7 @@ TABLE: dict[str, tuple[str, JSON | None]] = {
     "POST /api/v1/replicas/{replica_id}/heartbeat": (REPLICA, None),
     "POST /api/v1/resolve": (REPLICA, None),
     "GET /api/v1/pull/{sha256}": (REPLICA, None),
+    "POST /api/v1/imports": (MINE, None),
     "GET /api/whoami-v2": (LISTING, None),
     "GET /api/models/{tenant}/{adapter}": (OWNED, None),
     "GET /api/models/{tenant}/{adapter}/revision/{revision}": (OWNED, None),

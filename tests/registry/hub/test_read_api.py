@@ -179,9 +179,8 @@ class TestWhatIsNotThere:
             reader.api.model_info("acme/fresh")
 
     def test_ranges_beyond_the_end(self, http: httpx2.Client) -> None:
-        for value in ("bytes=999999999-", "bytes=5-2", "lines=1-2"):
-            response = http.get(f"/acme/pirate/resolve/1/{WEIGHTS}", headers={"Range": value})
-            assert (response.status_code, response.json()["code"]) == (416, "range_not_satisfiable")
+        response = http.get(f"/acme/pirate/resolve/1/{WEIGHTS}", headers={"Range": "bytes=999999999-"})
+        assert (response.status_code, response.json()["code"]) == (416, "range_not_satisfiable")
 
 
 class TestWho:
