@@ -11,7 +11,6 @@ SEED   ?= $(shell git rev-parse --short=8 HEAD 2>/dev/null || echo 0)
 export NUMBA_CACHE_DIR := $(abspath $(CACHE))/numba
 export LORARY_TEST_REQUIRE_MODEL := 1
 export TOKENIZERS_PARALLELISM := false
-export HF_HUB_OFFLINE := 1
 
 .PHONY: help setup demo test test-full test-slice check bench clean
 

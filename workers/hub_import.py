@@ -27,7 +27,7 @@ from registry.blobs import service as blobs
 from registry.blobs.store import CHUNK_BYTES, BlobStore
 from registry.config import Settings
 from registry.db import Database, WriteSession
-from registry.errors import Conflict, Invalid, RegistryError
+from registry.errors import Conflict, Invalid, RegistryError, Unavailable
 from registry.jobs import service as jobs
 from registry.jobs.service import Claim, StaleFence
 from registry.outbound import OutboundClient, OutboundFailed, make_outbound_client
@@ -94,7 +94,7 @@ class HubImport:
     database: Database
     store: BlobStore
     outbound: OutboundClient
-    sealer: Sealer
+    sealer: Sealer | None
     max_rank: int
     max_bytes: int
     timeout_s: float
@@ -129,6 +129,8 @@ class HubImport:
     def _token(self, wanted: Wanted) -> str | None:
         if wanted.token_secret is None:
             return None
+        if self.sealer is None:
+            raise Unavailable("this worker has no LORARY_SECRET_KEY, so it cannot open the token; another worker may", retry_after_s=30)
         with self.database.read() as session:
             return secrets.value_of(session, wanted.subject.tenant_id, wanted.token_secret, sealer=self.sealer)
 
@@ -172,7 +174,7 @@ def make_hub_import(settings: Settings, database: Database, store: BlobStore) ->
         database=database,
         store=store,
         outbound=make_outbound_client(settings),
-        sealer=make_sealer(settings),
+        sealer=make_sealer(settings) if settings.secret_key.get_secret_value() else None,
         max_rank=settings.max_adapter_rank,
         max_bytes=settings.max_import_bytes,
         timeout_s=settings.import_timeout_s,

@@ -133,3 +133,11 @@ def test_lora_alpha_is_known_to_the_artifact_leaf_alone(path: Path) -> None:
         node.attr for node in nodes(path) if isinstance(node, ast.Attribute)
     }
     assert "lora_alpha" not in names, f"{relative(path)}: say rank and scale (DESIGN 2)"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[a-z]*/README.md")), ids=relative)
+def test_documents_are_finished_and_their_paths_exist(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"PLACEHOLDER|TODO|FIXME", text), f"{relative(path)} leaves work undone"
+    for named in re.findall(r"`((?:registry|workers|gpu_runtime|migrations|tests)/[\w/.]+\.(?:py|md))`", text):
+        assert (ROOT / named).exists(), f"{relative(path)} names {named}, which is not there"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import openai
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from starlette.testclient import TestClient
 
 from registry.serving import service
@@ -19,9 +19,11 @@ from tests.registry.serving.conftest import World, make_replica, serving
 @contextmanager
 def statements(world: World) -> Iterator[list[str]]:
     seen: list[str] = []
+    ours = world.app.state.database.engine.url
 
-    def note(_conn: object, _cursor: object, statement: str, *_rest: object) -> None:
-        seen.append(statement)
+    def note(connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
+        if connection.engine.url == ours:  # servers of other tests may still live in this process
+            seen.append(statement)
 
     event.listen(Engine, "before_cursor_execute", note)
     yield seen
