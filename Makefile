@@ -5,7 +5,7 @@ VENV   := $(CACHE)/venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 MODEL  := $(CACHE)/models/smollm2-135m-instruct/model.safetensors
-SLICE  ?= 12
+SLICE  ?= 4
 SEED   ?= $(shell git rev-parse --short=8 HEAD 2>/dev/null || echo 0)
 
 export NUMBA_CACHE_DIR := $(abspath $(CACHE))/numba
