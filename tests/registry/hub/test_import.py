@@ -236,12 +236,12 @@ class TestHubsThatFail:
             pass
         assert target.mine.get("/adapters/name/versions/1")["status"] == "ready"
 
-    # Two test clients share one event loop here, and now and then they wait for each other: not for the gate.
-    @pytest.mark.full
     def test_a_cancelled_import_stops_in_the_middle_of_a_file(self, hub: LyingHub, hub_url: str, tmp_path: Path) -> None:
         with making_target(tmp_path, hub_url, job_lease_s=1.0) as target:
             accepted = target.start(repo="org/name", endpoint=hub_url).json()
-            hub.before_each_byte = lambda: target.mine.call("POST", f"/jobs/{accepted['job_id']}/cancel")
+            cancels = iter([f"/jobs/{accepted['job_id']}/cancel"])
+            # Once: the hub goes on dripping for a while after the import has hung up, and the client is closed by then.
+            hub.before_each_byte = lambda: [target.mine.call("POST", path) for path in cancels]
             assert target.worker.run_one()
             assert target.mine.get(f"/jobs/{accepted['job_id']}")["state"] == "cancelled"
             assert 0 < hub.bytes_served < len(FILES[WEIGHTS])
