@@ -8,12 +8,15 @@ from typing import Annotated, Literal
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry.base_models.schemas import NAME_PATTERN, Failure
-from registry.text import Text
+from registry.base_models.schemas import Failure
+from registry.text import Name, Spelled, Text
 
-AdapterName = Annotated[str, Path(pattern=NAME_PATTERN)]
-# All digits would read as a version number in `name@3`.
-AliasName = Annotated[str, Path(pattern="^([a-z]|[0-9]+[a-z._-])[a-z0-9._-]*$", max_length=63)]
+AdapterName = Annotated[Name, Path()]
+_ALIAS = Spelled(
+    "^(?=.{1,63}$)([a-z]|[0-9]+[a-z._-])[a-z0-9._-]*$",
+    "an alias is spelled like an adapter's name, but not with digits alone: `name@3` is version 3",
+)
+AliasName = Annotated[str, _ALIAS, Path()]
 VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1)]
 FilePath = Annotated[str, Path(max_length=256)]
 

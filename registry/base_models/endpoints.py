@@ -8,16 +8,17 @@ from fastapi import APIRouter, Depends, Path
 
 from registry.base_models import repository, service
 from registry.base_models.models import BaseModelRevision
-from registry.base_models.schemas import NAME_PATTERN, BaseModelAccepted, BaseModelIn, BaseModelOut
+from registry.base_models.schemas import BaseModelAccepted, BaseModelIn, BaseModelOut
 from registry.db import ReadSessionDep, WriteSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
 from registry.tenants.auth import Subject, SubjectDep, allow
+from registry.text import Name
 
 router = APIRouter(prefix="/base-models", tags=["base models"])
 
 Admin = Annotated[Subject, Depends(allow("admin"))]
-Name = Annotated[str, Path(pattern=NAME_PATTERN)]
+PathName = Annotated[Name, Path()]
 
 
 @router.post("", status_code=202, responses=problem_responses(Forbidden, Invalid, Conflict))
@@ -34,12 +35,12 @@ def list_base_models(*, subject: SubjectDep, session: ReadSessionDep, cursor: Cu
 
 
 @router.get("/{name}", responses=problem_responses(NotFound, Invalid))
-def get_base_model(name: Name, *, subject: SubjectDep, session: ReadSessionDep) -> BaseModelOut:
+def get_base_model(name: PathName, *, subject: SubjectDep, session: ReadSessionDep) -> BaseModelOut:
     return _show(service.get(session, name), subject)
 
 
 @router.delete("/{name}", status_code=204, responses=problem_responses(Forbidden, NotFound, Invalid, Conflict))
-def delete_base_model(name: Name, *, subject: Admin, session: WriteSessionDep) -> None:
+def delete_base_model(name: PathName, *, subject: Admin, session: WriteSessionDep) -> None:
     """Refused while anything refers to it."""
     service.delete(session, subject, name)
 

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry.text import Text
-
-NAME_PATTERN = "^[a-z0-9][a-z0-9._-]{0,62}$"
+from registry.text import Name, Text
 
 
 class Source(BaseModel):
@@ -28,7 +26,7 @@ class Source(BaseModel):
 class BaseModelIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(pattern=NAME_PATTERN)
+    name: Name
     source: Source
     upstream_names: list[Annotated[Text, Field(min_length=1, max_length=256)]] = Field(
         default=[], max_length=32, description="Other names by which adapter configs may call this model."

@@ -50,7 +50,12 @@ def push(call: Call, asked: Push, *, directory: Path) -> Json:
     """
     files = _hash(call, _choose(call, directory))
     _upload(call, [file for file in _distinct(files) if not call.client.exists(path("blobs", file.sha256))])
-    return call.client.post(path("adapters", asked.name, "versions"), asked.body({file.source.name: file.sha256 for file in files}))
+    try:
+        return call.client.post(path("adapters", asked.name, "versions"), asked.body({file.source.name: file.sha256 for file in files}))
+    except ApiProblem as problem:
+        if problem.problem.get("field") == "base_model":
+            problem.remedy = "name one with --base-model; `lorary base-models list` shows them"
+        raise
 
 
 def wait_until_settled(call: Call, name: str, number: int, *, timeout_s: float) -> Json:
@@ -82,6 +87,8 @@ def _choose(call: Call, directory: Path) -> list[Path]:
         if not (directory / needed).is_file():
             raise CliFailure(f"{directory} has no {needed}", remedy=_missing_remedy(directory))
     chosen = [directory / name for name in (CONFIG, WEIGHTS, *OPTIONAL) if (directory / name).is_file()]
+    for link in (file for file in chosen if file.is_symlink()):
+        call.output.note(f"{link.name} is a link to {link.resolve()}; pushing what is there")
     left = sorted(entry.name for entry in directory.iterdir() if entry not in chosen)
     if left:
         call.output.note(f"not pushed, for it is no part of an adapter: {', '.join(left)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from registry.audit import service as audit
-from registry.base_models.schemas import NAME_PATTERN
 from registry.config import Settings
 from registry.db import ReadSession, WriteSession
 from registry.errors import Invalid
@@ -14,6 +13,7 @@ from registry.jobs import service as jobs
 from registry.jobs.models import Job
 from registry.secrets import repository as secrets
 from registry.tenants.auth import TenantSubject
+from registry.text import NAME_PATTERN
 
 
 def request_import(session: WriteSession, subject: TenantSubject, wanted: ImportIn, *, settings: Settings) -> tuple[Job, str]:

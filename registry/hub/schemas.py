@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry.base_models.schemas import NAME_PATTERN
+from registry.text import Name
 
 REPO_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -100,10 +100,10 @@ class ImportIn(BaseModel):
 
     repo: str = Field(pattern=REPO_PATTERN, max_length=96, description="namespace/name")
     revision: str = Field(default="main", pattern="^[A-Za-z0-9][A-Za-z0-9._/-]*$", max_length=128, description="Branch, tag or commit.")
-    name: str | None = Field(default=None, pattern=NAME_PATTERN, description="The adapter to push to; the repository's own name if absent.")
+    name: Name | None = Field(default=None, description="The adapter to push to; the repository's own name if absent.")
     base_model: str | None = Field(default=None, max_length=63, description="Needed where adapter_config.json does not name one of ours.")
     endpoint: str | None = Field(default=None, max_length=256, description="Another hub, one of those that the operator lists.")
-    token_secret: str | None = Field(default=None, pattern=NAME_PATTERN)
+    token_secret: Name | None = None
 
 
 class ImportAccepted(BaseModel):

@@ -18,12 +18,12 @@ from registry.adapters import repository as adapters
 from registry.adapters.models import AdapterVersion
 from registry.adapters.service import DEFAULT_ALIAS
 from registry.base_models.models import BaseModelRevision
-from registry.base_models.schemas import NAME_PATTERN
 from registry.db import ReadSession
 from registry.errors import NotFound
 from registry.hub import repository
 from registry.hub.models import Commit, RepoFile
 from registry.tenants.auth import TenantSubject
+from registry.text import NAME_PATTERN
 
 MAIN = "main"
 MAX_VERSION_DIGITS = 9

@@ -8,9 +8,11 @@ from typing import Annotated
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from registry.text import Name
+
 MAX_VALUE_LENGTH = 8192
 
-SecretName = Annotated[str, Path(pattern="^[a-z0-9][a-z0-9._-]{0,62}$", description="Letters, digits, `.`, `_`, `-`.")]
+SecretName = Annotated[Name, Path()]
 
 
 class SecretIn(BaseModel):

@@ -8,9 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.tenants.keys import SCOPES
-from registry.text import Text
-
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+from registry.text import Name, Text
 
 ScopeName = Annotated[Text, Field(json_schema_extra={"enum": sorted(SCOPES)})]
 
@@ -18,7 +16,7 @@ ScopeName = Annotated[Text, Field(json_schema_extra={"enum": sorted(SCOPES)})]
 class TenantIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(pattern=NAME_PATTERN, description="Lower case, digits, `.`, `_`, `-`; 63 characters at most.")
+    name: Name
 
 
 class TenantOut(BaseModel):

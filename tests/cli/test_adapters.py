@@ -207,3 +207,22 @@ def test_a_reference_that_names_nothing_is_refused(tenant: Lorary, reference: st
     done = tenant("adapters", "pull", reference, str(tmp_path / "copy"))
     assert done.code == 1
     assert "is not a reference" in done.stderr
+
+
+def test_a_push_that_cannot_tell_its_base_model_names_the_option(tenant: Lorary, spec: BaseSpec, tmp_path: Path) -> None:
+    folder = generate_adapter(spec, seed=1).write(tmp_path / "stranger")
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "org/nobody-knows-it"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    refused = tenant("adapters", "push", "style", str(folder))
+    assert refused.code == 1
+    assert "--base-model" in refused.stderr
+
+
+def test_a_push_says_what_links_lead_to(tenant: Lorary, folder: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in folder.iterdir():
+        (linked / file.name).symlink_to(file)
+    pushed = tenant("adapters", "push", "style", str(linked), "-o", "json")
+    assert pushed.json()["status"] == "ready"
+    assert f"adapter_config.json is a link to {folder / 'adapter_config.json'}" in " ".join(pushed.stderr.split())

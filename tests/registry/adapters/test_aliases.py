@@ -106,3 +106,13 @@ def test_of_many_movers_one_wins(pirate: Pusher) -> None:
 def test_a_version_is_a_number(pirate: Pusher, version: object) -> None:
     refused = pirate.call("PUT", "/adapters/pirate/aliases/prod", json={"version": version}, headers=NEW)
     assert (refused.status_code, refused.json()["field"]) == (422, "body.version")
+
+
+def test_a_bad_spelling_is_answered_with_a_sentence(pirate: Pusher) -> None:
+    digits = pirate.put_alias("pirate", "2026", 1, **NEW)
+    assert (digits.status_code, digits.json()["value"]) == (422, "2026")
+    assert "not with digits alone" in digits.json()["detail"]
+    named = pirate.call("GET", "/adapters/Pirate")
+    assert (named.status_code, named.json()["value"]) == (422, "Pirate")
+    assert "lower-case" in named.json()["detail"]
+    assert "^" not in digits.json()["detail"] + named.json()["detail"], "an expression is no sentence"
