@@ -51,6 +51,7 @@ def next_claimable(
     """(id, tenant id) of the job that goes next, unlocked: highest priority first, then the one that has waited longest.
 
     Queued and due, or running under a lease that ran out; of a tenant that runs fewer than `max_running` (0: any number).
+    Jobs of one tick of the database's clock (SQLite's is a millisecond) go in no particular order.
     """
     aged_at = literal(database_time(session) - dt.timedelta(seconds=AGED_S), UtcDateTime())
     urgency = case((Job.available_at < aged_at, TOP_PRIORITY), else_=Job.priority)

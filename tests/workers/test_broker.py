@@ -210,10 +210,7 @@ def test_a_worker_killed_in_any_phase_is_replaced(
     if phase == "publish":
         kill_while_it_waits_to_publish(database, pipe=pipe, held=held, victim=victim)
     else:
-        victim.kill()
-        os.close(pipe)
-        held.put_back()
-    victim.wait()
+        held.kill_reader(victim, pipe=pipe)
     assert acme.get("/adapters/pirate/versions/1")["status"] == "pending"
     start(LORARY_BROKER_POLL_S="0.3")
     until(lambda: acme.get("/adapters/pirate/versions/1")["status"] == "ready", what="nobody took over")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,13 @@ class HeldBlob:
         self.path.unlink()
         self.path.write_bytes(self.data)
 
+    def kill_reader(self, reader: subprocess.Popen[bytes], *, pipe: int) -> None:
+        """Dead before the pipe has no writer any more: a reader that lives takes its end for the end of the blob."""
+        reader.kill()
+        reader.wait()
+        os.close(pipe)
+        self.put_back()
+
 
 @pytest.fixture
 def held(acme: Pusher, settings: Settings) -> HeldBlob:
@@ -89,12 +97,9 @@ def assert_published_once(database: Database) -> None:
 
 def test_another_worker_finishes_the_job_of_a_killed_one(acme: Pusher, database: Database, *, held: HeldBlob, start: Start) -> None:
     victim = start()
-    os.close(held.wait_for_reader())
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    held.kill_reader(victim, pipe=held.wait_for_reader())
     assert acme.get("/adapters/pirate/versions/1")["status"] == "pending"
     assert validation(database).state == "running", "nobody knows yet"
-    held.put_back()
     start()
     wait_until_ready(acme)
     job = validation(database)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
+from registry.blobs.models import Blob
 from registry.config import Settings
 from registry.db import Database
 from tests.registry.adapters.pushing import Pusher, adapter
@@ -45,13 +46,31 @@ def test_one_bad_weight_rejects(acme: Pusher, work: Work, *, value: float, dtype
     assert (job["state"], job["result"]) == ("succeeded", {"outcome": "rejected", "code": code})
 
 
-def test_damaged_bytes_reject_and_are_asked_for_again(acme: Pusher, work: Work, settings: Settings) -> None:
+@pytest.fixture
+def work_to_the_end(work: Work, database: Database) -> Callable[[], None]:
+    """Every attempt of every job, without the pauses between them."""
+
+    def make_due() -> None:
+        with database.write() as session:
+            session.execute(text("UPDATE jobs SET available_at = '2000-01-01 00:00:00.000000' WHERE state = 'queued'"))
+
+    def run() -> None:
+        make_due()
+        while work():
+            make_due()
+
+    return run
+
+
+def test_damaged_bytes_reject_and_are_asked_for_again(
+    acme: Pusher, work: Work, *, work_to_the_end: Callable[[], None], settings: Settings
+) -> None:
     files = adapter().files
     pushed = acme.push("pirate", files).json()
     digests = {file["path"]: file["sha256"] for file in pushed["files"]}
     path = stored(settings, digests["adapter_model.safetensors"])
     path.write_bytes(path.read_bytes()[:-1] + b"\x00")
-    work()
+    work_to_the_end()
     version = acme.get("/adapters/pirate/versions/1")
     assert (version["status"], version["reason"]["code"]) == ("rejected", "blob_damaged")
     assert acme.call("HEAD", f"/blobs/{digests['adapter_model.safetensors']}").status_code == 404
@@ -62,11 +81,30 @@ def test_damaged_bytes_reject_and_are_asked_for_again(acme: Pusher, work: Work, 
     assert acme.get("/adapters/pirate/versions/1")["status"] == "ready"
 
 
-def test_lost_bytes_reject(acme: Pusher, work: Work, settings: Settings) -> None:
+def test_lost_bytes_reject(acme: Pusher, settings: Settings, work_to_the_end: Callable[[], None]) -> None:
     pushed = acme.push("pirate", adapter()).json()
     stored(settings, pushed["files"][0]["sha256"]).unlink()
-    work()
+    work_to_the_end()
     assert acme.get("/adapters/pirate/versions/1")["reason"]["code"] == "blob_missing"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "away"])
+def test_one_bad_reading_is_no_verdict(
+    damage: str, acme: Pusher, work: Work, *, work_to_the_end: Callable[[], None], settings: Settings, database: Database
+) -> None:
+    """A store that gives wrong bytes, fewer or none for a while: the tenant's upload is not to blame."""
+    pushed = acme.push("pirate", adapter()).json()
+    path = stored(settings, next(file["sha256"] for file in pushed["files"] if file["path"] == "adapter_model.safetensors"))
+    good = path.read_bytes()
+    wrong = {"truncated": good[:-7], "flipped": good[:-1] + bytes([good[-1] ^ 1])}
+    path.unlink() if damage == "away" else path.write_bytes(wrong[damage])
+    assert work() == 1
+    assert acme.get("/adapters/pirate/versions/1")["status"] == "pending"
+    with database.read() as session:
+        assert session.scalar(select(Blob.size).where(Blob.sha256 == path.name)) == len(good), "the row's promise is not taken back"
+    path.write_bytes(good)
+    work_to_the_end()
+    assert acme.get("/adapters/pirate/versions/1")["status"] == "ready"
 
 
 def test_the_checks_of_the_push_are_made_again(acme: Pusher, settings: Settings, database: Database) -> None:
