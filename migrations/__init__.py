@@ -6,6 +6,7 @@ leaves the schema as it was.
 
 from __future__ import annotations
 
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -52,6 +53,21 @@ def head_revision() -> str:
     head = ScriptDirectory(str(_FOLDER)).get_current_head()
     assert head is not None, "there are no migrations"
     return head
+
+
+def is_newer(revision: str | None) -> bool:
+    """Was the database left at this revision by a later release than this program? There is one chain, and it knows its own part."""
+    return revision is not None and revision not in _known_revisions()
+
+
+def can_serve(revision: str | None) -> bool:
+    """May this program work on a schema at this revision? At head, or at a newer one: a release only adds (README, rule 2)."""
+    return revision == head_revision() or is_newer(revision)
+
+
+@cache
+def _known_revisions() -> frozenset[str]:
+    return frozenset(script.revision for script in ScriptDirectory(str(_FOLDER)).walk_revisions())
 
 
 def current_revision(connection: Connection) -> str | None:

@@ -8,12 +8,38 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
 DEFAULT_STATE_DIR = Path.home() / ".lorary"
+SECRETS_DIR = "LORARY_SECRETS_DIR"
 
 
-class S3Settings(BaseSettings):
+class EnvironmentSettings(BaseSettings):
+    """Read from variables, then from files of the same names (`lorary_secret_key`) in the folder of LORARY_SECRETS_DIR.
+
+    Files are how an orchestrator hands out secrets: they are in no process listing, and no child inherits them.
+    Raises ValueError for a folder that is not there.
+    """
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings
+        folder = os.environ.get(SECRETS_DIR)
+        if not folder:
+            return init_settings, env_settings
+        if not Path(folder).is_dir():
+            raise ValueError(f"{SECRETS_DIR} is {folder!r}, which is no directory; mount the secrets there or unset it")
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=folder)
+
+
+class S3Settings(EnvironmentSettings):
     """How to reach an S3-compatible store; read where `blob_url` is `s3://bucket/prefix`.
 
     Without keys here, boto3's own chain finds them: AWS_* variables, a web identity, the instance's role.
@@ -36,7 +62,7 @@ class S3Settings(BaseSettings):
     max_connections: int = Field(default=50, ge=1)
 
 
-class Settings(BaseSettings):
+class Settings(EnvironmentSettings):
     """Settings of the registry, its workers and the CLI's local commands.
 
     Sizes are bytes, durations seconds. `secret_key` signs grants, hashes API keys and encrypts stored secrets; it
@@ -168,7 +194,16 @@ def load_settings(**overrides: object) -> Settings:
     return settings.model_copy(update={"secret_key": SecretStr(key)})
 
 
-class CliSettings(BaseSettings):
+class FirstKeys(EnvironmentSettings):
+    """Keys that `lorary db init` stores instead of making its own: from `lorary keys generate`, so that nothing has to be printed."""
+
+    model_config = SettingsConfigDict(env_prefix="LORARY_", frozen=True, extra="ignore")
+
+    first_admin_key: SecretStr = Field(default=SecretStr(""), description="Stored where there is no key at all.")
+    replica_key: SecretStr = Field(default=SecretStr(""), description="Of scope replica; stored where its id is unknown.")
+
+
+class CliSettings(EnvironmentSettings):
     """What the `lorary` command takes from the environment. A flag beats it; the state directory's files come after it."""
 
     model_config = SettingsConfigDict(env_prefix="LORARY_", frozen=True, extra="ignore")

@@ -49,8 +49,10 @@ def _check_database(database: Database) -> dict[str, str]:
             current = migrations.current_revision(session.connection())
     except SQLAlchemyError as error:
         return {"database": f"does not answer ({type(error).__name__})", "schema": "unknown"}
-    head = migrations.head_revision()
-    return {"database": "ok", "schema": "ok" if current == head else f"at {current}, this program needs {head}: run `lorary db upgrade`"}
+    if migrations.can_serve(current):
+        return {"database": "ok", "schema": "ok"}
+    needed = f"at {current}, this program needs {migrations.head_revision()}: run `lorary db upgrade`"
+    return {"database": "ok", "schema": needed}
 
 
 def _check_blob_store(store: BlobStore) -> str:

@@ -9,21 +9,45 @@ import typer
 from registry.cli.failure import CliFailure
 from registry.cli.output import Format, Output
 from registry.cli.remote import OutputOption, YesOption
-from registry.config import load_settings
+from registry.config import FirstKeys, load_settings
 
 noun = typer.Typer(help="The database's schema, and the first admin key.", no_args_is_help=True)
 
 
+PatienceOption = Annotated[float, typer.Option("--timeout-s", min=0, help="How long to wait for a database that does not answer.")]
+
+
 @noun.command("init")
-def init(output: OutputOption = Format.table) -> None:
-    """Make the secret key, the schema and the first admin key where they are missing. The key is printed this once."""
+def init(timeout_s: PatienceOption = 0.0, output: OutputOption = Format.table) -> None:
+    """Make the secret key, the schema and the first admin key where they are missing. The key is printed this once.
+
+    LORARY_FIRST_ADMIN_KEY and LORARY_REPLICA_KEY, from `lorary keys generate`, are stored instead: then nothing is printed.
+    """
     from registry.cli import local  # noqa: PLC0415 - the database stack takes a second to import
 
-    out = Output(output)
-    settings, token = local.initialise(load_settings())
+    out, keys, settings = Output(output), FirstKeys(), load_settings()
+    if timeout_s:
+        local.wait_for_server(settings, timeout_s=timeout_s)
+    settings, token = local.initialise(settings, keys=keys)
     revision, _head = local.schema_state(settings)
     out.item({"state_dir": str(settings.state_dir), "revision": revision, "admin_key": token})
-    out.note("the admin key above cannot be shown again: store it now" if token else "initialised before; its keys are as they were")
+    out.note(
+        "the admin key above cannot be shown again: store it now" if token else "no key was made: they are those that exist or were given"
+    )
+
+
+@noun.command("wait")
+def wait(
+    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0, help="Exit code 1 after this time.")] = 600.0,
+    output: OutputOption = Format.table,
+) -> None:
+    """Wait until the schema is one that this program can serve: made by another process, at head or by a later release.
+
+    Needs LORARY_DATABASE_URL alone. What starts beside a migration waits with it, instead of failing until it is through.
+    """
+    from registry.cli import local  # noqa: PLC0415 - as above
+
+    Output(output).item({"revision": local.wait_for_schema(load_settings(), timeout_s=timeout_s)})
 
 
 @noun.command("admin-key")

@@ -12,6 +12,7 @@ import typer
 from registry.cli.client import ApiProblem, RegistryClient, path
 from registry.cli.credentials import forget_key, store_key
 from registry.cli.failure import CliFailure
+from registry.cli.output import Output
 from registry.cli.remote import Call, YesOption, remote
 
 noun = typer.Typer(help="API keys: who may do what.", no_args_is_help=True)
@@ -33,6 +34,14 @@ def create(
         body["expires_in_s"] = parse_duration(expires_in)
     call.output.item(call.client.post("/keys", body))
     call.output.note("the token above cannot be shown again: store it now")
+
+
+@noun.command("generate")
+def generate() -> None:
+    """Print a well-formed token that no registry knows: for LORARY_FIRST_ADMIN_KEY and LORARY_REPLICA_KEY of `lorary db init`."""
+    from registry.tenants.keys import new_key  # noqa: PLC0415 - a request needs none of it
+
+    Output().line(new_key().token)
 
 
 @remote(noun, "list")

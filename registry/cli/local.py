@@ -7,9 +7,11 @@ brings the database stack, which takes a second to import, so commands import it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import psycopg
 from alembic.util.exc import CommandError
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,7 +23,7 @@ from registry.blobs.service import open_blob_store
 from registry.blobs.store import BlobStore
 from registry.bootstrap import init_database
 from registry.cli.failure import CliFailure
-from registry.config import Settings
+from registry.config import FirstKeys, Settings
 from registry.db import Database, open_database
 from registry.resealing import SecretsReport, examine_secrets, reseal
 from registry.sealing import make_sealer
@@ -29,12 +31,59 @@ from registry.tenants.auth import SYSTEM
 from registry.tenants.keys import ADMIN, KeyHasher
 from registry.tenants.service import issue_key
 
+WAIT_S = 1.0
 
-def initialise(settings: Settings) -> tuple[Settings, str | None]:
+
+def initialise(settings: Settings, *, keys: FirstKeys | None = None) -> tuple[Settings, str | None]:
     """Secret key, schema and first admin key, where they are missing. The key's token is told this once."""
     with reporting(settings):
-        made = init_database(settings)
+        try:
+            made = init_database(settings, keys=keys)
+        except ValueError as error:
+            raise CliFailure(str(error)) from error
     return made.settings, made.admin_token
+
+
+def wait_for_server(settings: Settings, *, timeout_s: float) -> None:
+    """Until the owner's URL answers: a database that starts at the same time as we do."""
+
+    def answers() -> bool:
+        migrations.revision_of(settings.resolved_owner_url)
+        return True
+
+    _wait(settings, answers, timeout_s=timeout_s)
+
+
+def wait_for_schema(settings: Settings, *, timeout_s: float) -> str:
+    """The revision, once it is one that this program can serve. Asks as the application's account, which needs no other."""
+    revision: str | None = None
+
+    def look() -> bool:
+        nonlocal revision
+        revision = migrations.revision_of(settings.resolved_database_url)
+        return migrations.can_serve(revision)
+
+    _wait(settings, look, timeout_s=timeout_s)
+    assert revision is not None, "can_serve says no to a schema that is not there"
+    return revision
+
+
+def _wait(settings: Settings, look: Callable[[], bool], *, timeout_s: float) -> None:
+    """Ask every second; a database that is away means "not yet". Raises CliFailure when the time is over, with the last reason."""
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            with reporting(settings):
+                if look():
+                    return
+            failure = CliFailure(
+                f"the schema is not at {migrations.head_revision()} after {timeout_s:g} s", remedy="run `lorary db upgrade`"
+            )
+        except CliFailure as away:
+            failure = away
+        if time.monotonic() >= until:
+            raise failure
+        time.sleep(WAIT_S)
 
 
 def issue_admin_key(settings: Settings, *, name: str) -> str:
@@ -110,7 +159,7 @@ def reporting(settings: Settings) -> Iterator[None]:
     """A database or disk that does not answer becomes one sentence. The URL's password is not in it."""
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, psycopg.Error) as error:  # accounts are made through the driver itself
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise CliFailure(
             f"the database does not answer: {reason}",

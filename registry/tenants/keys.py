@@ -54,6 +54,11 @@ def new_key() -> NewKey:
     return NewKey(key_id=key_id, token=body + _checksum(body))
 
 
+def given_key(token: str) -> NewKey:
+    """A key that was made elsewhere by `new_key`. Raises ValueError as `key_id_of`."""
+    return NewKey(key_id=key_id_of(token), token=token)
+
+
 def key_id_of(token: str) -> str:
     """The id inside a well-formed token. Raises ValueError when the shape or the checksum is wrong."""
     match = _TOKEN.fullmatch(token)

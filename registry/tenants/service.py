@@ -14,7 +14,7 @@ from registry.db import ReadSession, WriteSession, database_time
 from registry.errors import Conflict, Forbidden, Invalid, NotFound
 from registry.tenants import repository
 from registry.tenants.auth import Subject
-from registry.tenants.keys import ADMIN, PLATFORM_SCOPES, SCOPES, TENANT_SCOPES, KeyHasher, new_key
+from registry.tenants.keys import ADMIN, PLATFORM_SCOPES, SCOPES, TENANT_SCOPES, KeyHasher, NewKey, new_key
 from registry.tenants.models import ApiKey, Tenant
 
 RESERVED_NAMES = frozenset({"api", "v1", "models", "datasets", "docs", "metrics"})
@@ -100,9 +100,10 @@ def issue_key(
     expires_at: dt.datetime | None,
     hasher: KeyHasher,
     record: Recorder,
+    given: NewKey | None = None,
 ) -> tuple[ApiKey, str]:
-    """Store a key whose rights somebody else has checked."""
-    made = new_key()
+    """Store a key whose rights somebody else has checked: a new one, or the given one."""
+    made = given or new_key()
     key = ApiKey(
         id=made.key_id,
         tenant_id=tenant_id,

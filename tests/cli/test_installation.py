@@ -56,6 +56,39 @@ def test_a_lost_admin_key_is_replaced_on_the_machine_itself(local: Lorary, regis
     assert local.ok("keys", "whoami", LORARY_URL=registry.url, LORARY_API_KEY=made["admin_key"])["scopes"] == ["admin"]
 
 
+def test_generated_keys_are_stored_by_init_and_not_printed(local: Lorary) -> None:
+    admin, replica = (local("keys", "generate").stdout.strip() for _ in range(2))
+    done = local("db", "init", "-o", "json", LORARY_FIRST_ADMIN_KEY=admin, LORARY_REPLICA_KEY=replica)
+    assert done.json()["admin_key"] is None
+    assert admin not in done.stdout + done.stderr
+    refused = local("db", "init", LORARY_REPLICA_KEY=replica[:-1])
+    assert refused.code == 1
+    assert "LORARY_REPLICA_KEY" in refused.stderr
+
+
+def test_wait_ends_when_another_process_has_made_the_schema(local: Lorary) -> None:
+    late = local("db", "wait", "--timeout-s", "0")
+    assert late.code == 1
+    assert "error" in late.stderr
+    program = [sys.executable, "-m", "registry.cli", "db", "wait", "-o", "json", "--timeout-s", "60"]
+    waiting = subprocess.Popen(program, env=environment(local.state_dir), stdout=subprocess.PIPE, text=True)
+    time.sleep(0.2)
+    head = local.ok("db", "init")["revision"]
+    assert json.loads(waiting.communicate(timeout=60)[0]) == {"revision": head}
+    assert waiting.returncode == 0
+
+
+def test_init_waits_for_a_database_that_does_not_answer(local: Lorary) -> None:
+    away = "postgresql://lorary_owner:x@127.0.0.1:9/lorary"
+    urls = {"LORARY_DATABASE_URL": away.replace("owner", "app"), "LORARY_DATABASE_OWNER_URL": away}
+    began = time.monotonic()
+    done = local("db", "init", "--timeout-s", "1", **urls)
+    assert done.code == 1
+    assert time.monotonic() - began >= 1
+    assert "does not answer" in done.stderr
+    assert ":x@" not in done.stderr
+
+
 def test_schema_goes_down_and_up_and_check_tells(local: Lorary) -> None:
     head = local.ok("db", "init")["revision"]
     assert local.ok("db", "check") == {"revision": head, "head": head, "differences": []}
