@@ -49,6 +49,7 @@ def check(url: str) -> list[str]:
     return []
 
 
+@cache
 def head_revision() -> str:
     head = ScriptDirectory(str(_FOLDER)).get_current_head()
     assert head is not None, "there are no migrations"

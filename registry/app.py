@@ -25,6 +25,7 @@ from registry.middleware import BodyLimit, RequestContext
 from registry.openapi import install_openapi
 from registry.outbound import make_outbound_client
 from registry.problems import install_error_handlers
+from registry.readiness import make_readiness
 from registry.sealing import make_sealer
 from registry.secrets import endpoints as secrets
 from registry.serving import endpoints as serving
@@ -69,6 +70,7 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
     app.state.sealer = make_sealer(settings)
     app.state.outbound = make_outbound_client(settings)
     app.state.http = make_client()
+    app.state.readiness = make_readiness(settings, app.state.database, app.state.blob_store)
 
 
 def _include_routers(app: FastAPI) -> None:

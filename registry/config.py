@@ -88,7 +88,10 @@ class Settings(EnvironmentSettings):
     database_connect_timeout_s: float = Field(default=5.0, ge=2, description="PostgreSQL: how long connecting may take.")
     database_lock_timeout_s: float = Field(default=5.0, gt=0, description="PostgreSQL: how long a statement waits for a lock before 503.")
     database_statement_timeout_s: float = Field(default=30.0, gt=0, description="PostgreSQL: how long one statement may run.")
-    drain_s: float = Field(default=30.0, ge=0, description="How long running requests may take after SIGTERM.")
+    drain_delay_s: float = Field(default=0.0, ge=0, description="How long after SIGTERM, not ready by then, new requests are still taken.")
+    drain_s: float = Field(default=30.0, ge=0, description="How long running requests may take after that.")
+    metrics_host: str = Field(default="127.0.0.1", description="Where /metrics listens; whoever reaches it may read.")
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="Port of /metrics, and of a worker's /livez and /readyz; 0: none.")
 
     blob_url: str = Field(default="", pattern="^(|s3://.+)$", description="s3://bucket/prefix; empty: a directory of the state directory.")
     s3: S3Settings = Field(default_factory=S3Settings)

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from registry import metrics
 from registry.errors import TooLarge
 from registry.problems import render
 from registry.wire import REQUEST_ID_HEADER
@@ -50,11 +51,25 @@ class RequestContext:
             await send(message)
 
         started = time.perf_counter()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(request_id=request_id), metrics.http_in_flight.track_inprogress():
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
-                _log_access(scope, status=status, duration_s=time.perf_counter() - started)
+                duration_s = time.perf_counter() - started
+                _log_access(scope, status=status, duration_s=duration_s)
+                _count(scope, status=status, duration_s=duration_s)
+
+
+def _count(scope: Scope, *, status: int, duration_s: float) -> None:
+    method, route = metrics.among(scope["method"], metrics.HTTP_METHODS), route_of(scope)
+    metrics.http_requests.labels(method, route, str(status)).inc()
+    metrics.http_seconds.labels(method, route).observe(duration_s)
+
+
+def route_of(scope: Scope) -> str:
+    """The template that took the request, as the OpenAPI document spells it; `unmatched` where none did."""
+    included = scope.get("fastapi", {}).get("effective_route_context")  # knows the prefixes, which the route itself does not
+    return str(getattr(included or scope.get("route"), "path_format", "unmatched"))
 
 
 def _log_access(scope: Scope, *, status: int, duration_s: float) -> None:

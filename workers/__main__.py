@@ -16,6 +16,7 @@ from registry.logging import configure_logging
 from workers.kinds import build_kinds
 from workers.outbox import Relay
 from workers.shell import Worker
+from workers.watching import watched
 from workers.webhooks import delivering
 
 
@@ -41,7 +42,7 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     database = open_database(settings)
     try:
-        with delivering(settings, database, stop=stop):
+        with watched(settings, database, stop=stop), delivering(settings, database, stop=stop):
             _work(settings, database, stop=stop)
     finally:
         database.close()

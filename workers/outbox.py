@@ -15,11 +15,13 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from registry import metrics
 from registry.config import load_settings
 from registry.db import Database, open_database
 from registry.jobs import outbox
 from registry.jobs.outbox import Hint
 from registry.logging import configure_logging
+from workers.watching import watched
 
 log = structlog.get_logger(__name__)
 
@@ -47,9 +49,11 @@ class Relay:
             try:
                 pause_s = 0.0 if self.relay() == BATCH else POLL_S
             except BrokerAway as error:
+                metrics.relay_failures.labels("broker").inc()
                 log.warning("outbox.broker_away", error=str(error))
                 pause_s = BROKER_PAUSE_S
             except SQLAlchemyError as error:
+                metrics.relay_failures.labels("database").inc()
                 log.warning("outbox.database_away", error=str(error))
                 pause_s = BROKER_PAUSE_S
             stop.wait(pause_s)
@@ -73,6 +77,8 @@ class Relay:
     def _settle(self, hint: Hint) -> None:
         with self._database.system_write() as session:
             outbox.settle(session, hint)
+        metrics.hints_published.inc()
+        metrics.relay_lag_seconds.observe(hint.due_for_s)
         log.info("outbox.published", job_id=hint.job_id, queue=hint.queue)
 
     def _put_back(self, hints: list[Hint]) -> None:
@@ -94,7 +100,8 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     database = open_database(settings)
     try:
-        Relay(database, make_publisher(settings)).run(stop)
+        with watched(settings, database, stop=stop):
+            Relay(database, make_publisher(settings)).run(stop)
     finally:
         database.close()
     return 0

@@ -21,6 +21,7 @@ from uuid import uuid4
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from registry import metrics
 from registry.db import Database, WriteSession, reaching_tenant
 from registry.jobs import service as jobs
 from registry.jobs.service import Claim, StaleFence
@@ -132,6 +133,7 @@ class Worker:
 
     def _claim_and_run(self, job_id: str | None) -> bool:
         claim = self._claim(job_id)
+        metrics.claims.labels("poll" if job_id is None else "hint", "none" if claim is None else "claimed").inc()
         if claim is None:
             return False
         with structlog.contextvars.bound_contextvars(job_id=claim.job_id, kind=claim.kind, attempt=claim.attempt):
@@ -147,48 +149,60 @@ class Worker:
             )
 
     def _attempt(self, claim: Claim, attempt: Attempt) -> None:
+        started, outcome = time.monotonic(), "interrupted"
         try:
-            self._bring_to_an_end(claim, attempt)
+            with metrics.jobs_in_hand.track_inprogress():
+                outcome = self._bring_to_an_end(claim, attempt)
         except StaleFence:  # whichever way it ended: another worker has it now
+            outcome = "lost"
+            metrics.leases_lost.inc()
             log.warning("job.lost")
+        finally:
+            metrics.jobs_run.labels(claim.kind, outcome).inc()
+            metrics.job_seconds.labels(claim.kind).observe(time.monotonic() - started)
 
-    def _bring_to_an_end(self, claim: Claim, attempt: Attempt) -> None:
+    def _bring_to_an_end(self, claim: Claim, attempt: Attempt) -> str:
+        """How it ended, for the metrics."""
         try:
             publish = self._kinds[claim.kind].run(claim, attempt)
-            self._finish(claim, publish)
+            return self._finish(claim, publish)
         except StaleFence:
             raise
         except CancelledByRequest:
-            self._acknowledge_cancel(claim)
+            return self._acknowledge_cancel(claim)
         except Draining:
-            self._release(claim)
+            return self._release(claim)
         except Exception as error:  # noqa: BLE001 - the loop edge: one job's failure is not the worker's
-            self._fail(claim, error)
+            return self._fail(claim, error)
 
-    def _finish(self, claim: Claim, publish: Publish) -> None:
+    def _finish(self, claim: Claim, publish: Publish) -> str:
         with self._database.write() as session:
             result = publish(session)
             jobs.finish(session, claim, result)
         log.info("job.finished", **result)
+        return "finished"
 
-    def _acknowledge_cancel(self, claim: Claim) -> None:
+    def _acknowledge_cancel(self, claim: Claim) -> str:
         with self._database.write() as session:
             self._kinds[claim.kind].give_up(session, claim.tenant_id, claim.payload, "cancelled", "the job was cancelled")
             jobs.acknowledge_cancel(session, claim)
         log.info("job.cancelled")
+        return "cancelled"
 
-    def _release(self, claim: Claim) -> None:
+    def _release(self, claim: Claim) -> str:
         with self._database.write() as session:
             jobs.release(session, claim)
         log.info("job.released")
+        return "released"
 
-    def _fail(self, claim: Claim, error: Exception) -> None:
+    def _fail(self, claim: Claim, error: Exception) -> str:
         log.error("job.failed", exc_info=error)
         detail = f"{type(error).__name__}: {error}"[:500]
         with self._database.write() as session:
             again = jobs.fail(session, claim, {"code": "internal", "detail": detail}, retry_in_s=backoff_s(claim.attempt))
             if not again:
                 self._kinds[claim.kind].give_up(session, claim.tenant_id, claim.payload, "internal", detail)
+        return "retried" if again else "failed"
 
     @contextmanager
     def _heartbeat(self, claim: Claim) -> Iterator[Attempt]:
@@ -225,6 +239,7 @@ class Worker:
         except StaleFence:
             attempt.lost.set()
         except SQLAlchemyError as error:
+            metrics.heartbeats_missed.inc()
             log.warning("job.heartbeat_missed", error=str(error))
 
     def _cancel_requested(self, claim: Claim, *, renew: bool) -> bool:

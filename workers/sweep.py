@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from registry import metrics
 from registry.db import Database, WriteSession
 from registry.jobs import service as jobs
 
@@ -33,4 +34,5 @@ class Sweeper:
             for job in jobs.sweep(session, kinds=kinds):
                 error = job.error if job.state == "failed" and job.error else {"code": "cancelled", "detail": "the job was cancelled"}
                 self._give_up[job.kind](session, job.tenant_id, job.payload, error["code"], error["detail"])
+                metrics.jobs_given_up.labels(job.kind).inc()
                 log.warning("job.given_up", job_id=job.id, kind=job.kind, **error)

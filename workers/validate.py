@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from registry import metrics
 from registry.adapters import publication, repository
 from registry.adapters.models import PENDING
 from registry.artifact.base import BaseSpec
@@ -61,11 +62,14 @@ class Validation:
             self._hash_again(version, attempt)
             self._check(version, attempt)
         except ArtifactRefused as refused:
+            metrics.gate_outcomes.labels("job", refused.code).inc()
             return _rejection(version, code=refused.code, detail=refused.detail)
         except BytesLost as lost:
             if claim.attempt < claim.max_attempts:
                 raise  # what one reading found may be the reading's fault: the tenant hears of it when every attempt found it
+            metrics.gate_outcomes.labels("job", lost.code).inc()
             return _rejection(version, code=lost.code, detail=lost.detail, lost=lost.sha256)
+        metrics.gate_outcomes.labels("job", "ready").inc()
         return _acceptance(version)
 
     def give_up(self, session: WriteSession, tenant_id: str | None, payload: Mapping[str, Any], code: str, detail: str) -> None:

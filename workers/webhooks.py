@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from registry import metrics
 from registry.config import Settings
 from registry.db import Database, database_time
 from registry.outbound import OutboundClient, make_outbound_client
@@ -88,6 +89,7 @@ class Deliverer:
         outcome = delivery.send(claimed, self._client, self._sealer, total_s=self._limits.total_s)
         with self._database.system_write() as session:
             state = delivery.keep(session, claimed, outcome, self._limits)
+        metrics.webhook_attempts.labels(state or "lost").inc()
         facts = {"webhook_id": claimed.endpoint_id, "event_id": claimed.event_id, "attempt": claimed.attempt}
         log.info("webhook.attempted", state=state or "lost", status=outcome.status, error=outcome.error, **facts)
         return True

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Response
 from fastapi.responses import StreamingResponse
 
+from registry import metrics
 from registry.adapters import aliases, push, repository, service
 from registry.adapters.aliases import Expected
 from registry.adapters.models import Alias, AliasMove
@@ -105,6 +106,7 @@ def push_version(
         version = repository.version_by_id(session, subject.tenant_id, recorded.version_id)
         assert version is not None, "recorded in this very transaction"
         shown = service.describe_version(version).model_dump()
+    metrics.pushes.labels("created" if recorded.created else "repeated").inc()
     response.status_code = 201 if recorded.created else 200
     response.headers["Location"] = f"/api/v1/adapters/{name}/versions/{shown['number']}"
     return PushOut(**shown, job_id=recorded.job.id if recorded.job else None)

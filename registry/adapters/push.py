@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import IntegrityError
 
+from registry import metrics
 from registry.adapters import repository
 from registry.adapters.models import DELETED, PENDING, READY, REJECTED, Adapter, AdapterVersion
 from registry.adapters.publication import make_ready
@@ -56,6 +57,8 @@ def check(database: Database, store: BlobStore, tenant_id: str, wanted: PushIn, 
     try:
         return _check(database, store, tenant_id, wanted, max_rank=max_rank)
     except ArtifactRefused as refused:
+        metrics.gate_outcomes.labels("push", refused.code).inc()
+        metrics.pushes.labels("refused").inc()
         raise Invalid(refused.detail, field=refused.field, value=refused.value, remedy=refused.remedy, code=refused.code) from refused
     except BlobMissing as missing:  # a disk lost what a row promises
         raise Invalid(missing.detail, field="files", value=missing.value, remedy=missing.remedy, code=missing.error_code) from missing

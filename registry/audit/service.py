@@ -9,6 +9,7 @@ from uuid import uuid4
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from registry import metrics
 from registry.audit.models import AuditEvent
 from registry.db import Database, WriteSession
 from registry.tenants.auth import Subject
@@ -67,6 +68,7 @@ def record_refusal(database: Database, subject: Subject, *, method: str, path: s
     Where the database cannot take it, the log line stands alone; the refusal itself must not turn into another error.
     """
     details = {"method": method, "status": status, "reason": reason}
+    metrics.audit_refusals.labels(str(status)).inc()
     log.warning("request.refused", key_id=subject.key_id, path=path, **details)
     try:
         with database.system_write() as session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -10,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
+from registry import metrics
 from registry.blobs import service
 from registry.blobs.models import Blob
 from registry.blobs.schemas import BlobOut, Sha256Path
@@ -70,6 +72,7 @@ async def put_blob(
         size = await run_in_threadpool(upload.commit)
     finally:
         upload.abort()  # not in the thread pool: a cancelled request may await nothing more
+    metrics.blob_bytes.labels("in").inc(size)
     added, out = await run_in_threadpool(_record, database, subject, sha256, size=size)
     response.status_code = 201 if added else 200
     return out
@@ -122,7 +125,13 @@ def blob_response(store: BlobStore, blob: Blob, *, byte_range: str | None) -> Re
         status = 206
     chunks = store.stream(blob.tenant_id, blob.sha256, start=start, length=length)
     headers["Content-Length"] = str(length)
-    return StreamingResponse(chunks, status_code=status, media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(_counted(chunks), status_code=status, media_type="application/octet-stream", headers=headers)
+
+
+def _counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        metrics.blob_bytes.labels("out").inc(len(chunk))
+        yield chunk
 
 
 def parse_range(header: str, *, size: int) -> tuple[int, int] | None:

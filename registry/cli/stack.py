@@ -118,7 +118,9 @@ class Stack:
         return Program(
             name="worker",
             command=_module("workers"),
-            environment=child_environment(**self._common(), **threads, OMP_WAIT_POLICY="PASSIVE"),
+            environment=child_environment(
+                **self._common(), **threads, OMP_WAIT_POLICY="PASSIVE", LORARY_METRICS_PORT=str(self._worker_metrics_port)
+            ),
             rank=WORKER_RANK,
             niceness=WORKER_NICENESS,
             stop_timeout_s=20.0,
@@ -131,6 +133,11 @@ class Stack:
             "LORARY_PUBLIC_URL": public,
             "LORARY_LOG_FORMAT": self.settings.log_format,
         }
+
+    @property
+    def _worker_metrics_port(self) -> int:
+        """The one after the api's: two processes of one machine cannot share it."""
+        return self.settings.metrics_port and self.settings.metrics_port + 1
 
     # ---- base models ----
 

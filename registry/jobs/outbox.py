@@ -10,7 +10,7 @@ import datetime as dt
 from dataclasses import dataclass
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 
 from registry.db import ReadSession, WriteSession, database_time, utc_now
 from registry.jobs.models import Job, OutboxMessage
@@ -18,13 +18,17 @@ from registry.jobs.models import Job, OutboxMessage
 
 @dataclass(frozen=True)
 class Hint:
-    """One message that a relay holds until it has published it. `id` is the message's id at the broker too."""
+    """One message that a relay holds until it has published it. `id` is the message's id at the broker too.
+
+    `due_for_s`: how long it had been due when the relay took it.
+    """
 
     id: str
     job_id: str
     queue: str
     priority: int
     fence: int
+    due_for_s: float = 0.0
 
 
 def post(session: WriteSession, job: Job) -> None:
@@ -60,11 +64,24 @@ def take(session: WriteSession, *, limit: int, hold_s: float) -> list[Hint]:
         .execution_options(populate_existing=True)
     )
     messages = session.scalars(statement).all()
-    until = database_time(session) + dt.timedelta(seconds=hold_s)
+    now = database_time(session)
+    until = now + dt.timedelta(seconds=hold_s)
     for message in messages:
         message.taken_until, message.fence = until, message.fence + 1
     session.flush()
-    return [Hint(message.id, message.job_id, message.queue, message.priority, message.fence) for message in messages]
+    return [_hint(message, now=now) for message in messages]
+
+
+def _hint(message: OutboxMessage, *, now: dt.datetime) -> Hint:
+    due_for_s = max(0.0, (now - message.available_at).total_seconds())
+    return Hint(message.id, message.job_id, message.queue, message.priority, message.fence, due_for_s)
+
+
+def backlog(session: ReadSession) -> tuple[int, float]:
+    """How many hints are due and not published, and for how many seconds the oldest has been."""
+    statement = select(func.count(), func.min(OutboxMessage.available_at)).where(OutboxMessage.available_at <= utc_now())
+    count, oldest = session.execute(statement).one()
+    return count, 0.0 if oldest is None else max(0.0, (database_time(session) - oldest).total_seconds())
 
 
 def _due() -> ColumnElement[bool]:

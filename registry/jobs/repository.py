@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, and_, case, func, literal, or_, select, update
@@ -86,6 +87,27 @@ def _claimable(kinds: Collection[str], max_running: int) -> ColumnElement[bool]:
         .scalar_subquery()
     )
     return and_(fit, or_(Job.tenant_id.is_(None), num_running < max_running))
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Jobs of one kind in one state. `oldest_s`: how long the longest-waiting due one of them has waited; of queued ones alone."""
+
+    kind: str
+    state: str
+    count: int
+    oldest_s: float | None
+
+
+def backlog(session: ReadSession) -> list[Backlog]:
+    """What has not ended, by kind and state. One statement, over an index."""
+    now = database_time(session)
+    statement = select(Job.kind, Job.state, func.count(), func.min(Job.available_at)).where(Job.state.in_((QUEUED, RUNNING)))
+    rows = session.execute(statement.group_by(Job.kind, Job.state).order_by(Job.kind, Job.state)).all()
+    return [
+        Backlog(kind, state, count, max(0.0, (now - available_at).total_seconds()) if state == QUEUED else None)
+        for kind, state, count, available_at in rows
+    ]
 
 
 def is_any_lost(session: ReadSession, kinds: Collection[str]) -> bool:

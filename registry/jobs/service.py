@@ -32,6 +32,8 @@ VALIDATE_VERSION = "validate_version"
 IMPORT_BASE_MODEL = "import_base_model"
 FINALISE_UPLOAD = "finalise_upload"
 IMPORT_HUB = "import_hub"
+KINDS = frozenset({VALIDATE_VERSION, IMPORT_BASE_MODEL, FINALISE_UPLOAD, IMPORT_HUB})
+"""Every kind there is, for labels of metrics and spans."""
 
 QUEUES: Mapping[str, str] = {}
 """Kind of job -> queue, for those that need another machine than `cpu`: workers can be split by queue."""

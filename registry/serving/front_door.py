@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from registry import metrics
 from registry.config import Settings
 from registry.db import Database
 from registry.errors import BadRequest, Unavailable
@@ -40,6 +41,7 @@ log = structlog.get_logger(__name__)
 MAX_ATTEMPTS = 2  # replicas that a request is offered to; the second only where the first has not begun on it
 POLL_S = 0.2
 UNAVAILABLE = 503
+NOT_RELAYED = frozenset({"no_replica", "replica_failed"})
 CLIENT_CLOSED = 499  # nginx's; nobody is there to read it, the access log is
 
 
@@ -61,11 +63,20 @@ class FrontDoor:
         """The answer of a live replica to this request, streamed if the replica streams."""
         body = await request.body()
         order = Order(subject=subject, model=model_of(body), path=path, body=body, headers=self._headers(request))
+        outcome = "refused"
         try:
-            return await while_connected(request.receive, self._answer(order))
+            response = await while_connected(request.receive, self._answer(order))
+            outcome = "relayed"
+            return response
+        except Unavailable as error:
+            outcome = metrics.among(error.error_code, NOT_RELAYED)
+            raise
         except ClientGone:
+            outcome = "client_left"
             log.info("client.left")
             return Response(status_code=CLIENT_CLOSED)
+        finally:
+            metrics.relays.labels(outcome).inc()
 
     def _headers(self, request: Request) -> dict[str, str]:
         kept = forwarded(request.headers, FORWARDED_REQUEST_HEADERS)
@@ -110,7 +121,7 @@ class FrontDoor:
                 await asyncio.sleep(POLL_S)
 
     def _look_up(self, order: Order, *, tried: Collection[str]) -> tuple[Authorised, Address | None]:
-        with self.database.read() as session:
+        with metrics.authorisation_seconds.time(), self.database.read() as session:
             authorised = service.authorise(session, order.subject, order.model)
             return authorised, service.choose_replica(session, authorised, ttl_s=self.settings.replica_ttl_s, tried=tried)
 
@@ -118,6 +129,7 @@ class FrontDoor:
         """The replica's response, its body unread; None if it could not even be connected to."""
         request_id = order.headers[REQUEST_ID_HEADER]
         grant = service.grant_for(authorised, address, request_id=request_id, signer=self.signer, settings=self.settings)
+        metrics.grants.inc()
         headers = {**order.headers, GRANT_HEADER: grant}
         request = self.client.build_request("POST", address.url + order.path, content=order.body, headers=headers)
         try:

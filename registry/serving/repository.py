@@ -219,6 +219,14 @@ def forget_silent_replicas(session: WriteSession, *, silent_s: float) -> None:
     session.execute(delete(Replica).where(Replica.id.in_(silent)))
 
 
+def num_by_state(session: ReadSession, *, ttl_s: float) -> dict[str, int]:
+    """Replicas by state; those that should report and do not are `silent`, the others of them `live`."""
+    live = func.coalesce(is_live(literal(_ago(ttl_s))), false())
+    named = case((live, "live"), (Replica.state == models.READY, "silent"), else_=Replica.state)
+    rows = session.execute(select(named.label("named"), func.count()).group_by("named"))
+    return {row[0]: row[1] for row in rows}
+
+
 def list_replicas(session: ReadSession, *, cursor: str | None, limit: int, ttl_s: float) -> Sequence[Row[Any]]:
     """Rows (Replica, base model name, live, number of residents), newest registration first, one more than `limit`."""
     num_residents = select(func.count()).where(ReplicaResident.replica_id == Replica.id).correlate(Replica).scalar_subquery()

@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from registry import metrics
 from registry.blobs.endpoints import BlobStoreDep, SettingsDep, receive
 from registry.blobs.store import PartedUpload
 from registry.db import Database, DatabaseDep, ReadSessionDep
@@ -100,6 +101,7 @@ async def put_part(
         size = await run_in_threadpool(part.commit)
     finally:
         part.abort()
+    metrics.blob_bytes.labels("in").inc(size)
     return PartOut(number=number, size=size)
 
 

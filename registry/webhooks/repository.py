@@ -9,7 +9,7 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, CursorResult, and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import aliased, joinedload
 
-from registry.db import ReadSession, WriteSession, utc_now
+from registry.db import ReadSession, WriteSession, database_time, utc_now
 from registry.pagination import after_cursor
 from registry.tenants.models import Tenant
 from registry.webhooks.models import PENDING, WebhookDelivery, WebhookEndpoint, WebhookEvent
@@ -55,6 +55,13 @@ def deliveries(
     if state is not None:
         statement = statement.where(WebhookDelivery.state == state)
     return session.scalars(after_cursor(statement, cursor, at=WebhookDelivery.created_at, row_id=WebhookDelivery.id, limit=limit)).all()
+
+
+def backlog(session: ReadSession) -> tuple[int, float]:
+    """Deliveries that are due or under way, and for how many seconds the oldest has been due."""
+    due = and_(WebhookDelivery.state == PENDING, WebhookDelivery.available_at <= utc_now())
+    count, oldest = session.execute(select(func.count(), func.min(WebhookDelivery.available_at)).where(due)).one()
+    return count, 0.0 if oldest is None else max(0.0, (database_time(session) - oldest).total_seconds())
 
 
 def _due() -> ColumnElement[bool]:

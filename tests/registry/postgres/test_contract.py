@@ -21,6 +21,8 @@ ALLOWED = {
     "registry/audit/service.py": "refusals, also of keys that open no tenant",
     "registry/bootstrap.py": "the first admin key",
     "registry/cli/local.py": "operators on the machine itself",
+    "registry/readiness.py": "whether that role's connection answers",
+    "registry/state_metrics.py": "counts of jobs, hints, deliveries and replicas, for the operator's Prometheus",
     "workers/shell.py": "claiming whichever tenant's job goes next",
     "workers/sweep.py": "jobs whose worker is gone",
     "workers/outbox.py": "the relay",
