@@ -136,6 +136,9 @@ class Settings(EnvironmentSettings):
         default=(), description="Secret keys before this one, comma-separated: what they sealed and hashed is still good."
     )
 
+    key_rotation_overlap_s: int = Field(default=86_400, ge=0, description="How long a rotated API key works beside its successor.")
+    max_key_rotation_overlap_s: int = Field(default=30 * 86_400, ge=0)
+
     outbound_allow_http: bool = Field(default=False, description="Let tenants' URLs be http://, not https:// alone.")
     outbound_allow_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

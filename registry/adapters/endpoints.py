@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import StreamingResponse
 
 from registry import metrics
@@ -40,9 +40,23 @@ from registry.errors import (
     problem_responses,
 )
 from registry.pagination import Cursor, Limit, Page, make_page
-from registry.tenants.auth import TenantSubject, require
+from registry.tenants.auth import SubjectDep, TenantSubject, require
 
-router = APIRouter(prefix="/adapters", tags=["adapters"])
+
+def _within_the_keys_limits(request: Request, subject: SubjectDep) -> None:
+    """Before every route here, so that none can forget it: a name outside a key's prefixes is the name of nothing.
+
+    Only a push makes what is not there, so it says why it does not.
+    """
+    name = request.path_params.get("name")
+    if name is None or subject.may_name(name):
+        return
+    if request.scope["endpoint"] is push_version:
+        subject.must_name(name)
+    raise service.adapter_not_found(name)
+
+
+router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(_within_the_keys_limits)])
 
 Reader = Annotated[TenantSubject, Depends(require("adapters:read"))]
 Writer = Annotated[TenantSubject, Depends(require("adapters:write"))]
@@ -56,7 +70,7 @@ READ_ERRORS = problem_responses(BadRequest, Forbidden, NotFound, Invalid)
 @router.get("", responses=problem_responses(BadRequest, Forbidden, Invalid))
 def list_adapters(*, subject: Reader, session: ReadSessionDep, cursor: Cursor = None, limit: Limit = 50) -> Page[AdapterOut]:
     """The tenant's adapters, newest first."""
-    rows = repository.adapters_page(session, subject.tenant_id, cursor=cursor, limit=limit)
+    rows = repository.adapters_page(session, subject.tenant_id, cursor=cursor, limit=limit, prefixes=subject.adapter_prefixes)
     shown = {out.name: out for out in service.describe(session, subject.tenant_id, rows[:limit])}
     return make_page(rows, limit=limit, key=lambda row: (row.created_at, row.id), show=lambda row: shown[row.name])
 

@@ -98,8 +98,8 @@ def record(session: WriteSession, subject: TenantSubject, name: str, wanted: Pus
     )
     if version is None:
         version = _add_version(session, subject, adapter, checked)
-        return Recorded(version.id, True, _start_validation(session, subject, version))
-    return Recorded(version.id, False, _revive(session, subject, version))
+        return Recorded(version.id, True, _start_validation(session, subject, version, adapter=adapter))
+    return Recorded(version.id, False, _revive(session, subject, version, adapter=adapter))
 
 
 def _manifest(session: ReadSession, tenant_id: str, wanted: PushIn) -> VersionManifest:
@@ -206,7 +206,7 @@ def _add_version(session: WriteSession, subject: TenantSubject, adapter: Adapter
     return version
 
 
-def _revive(session: WriteSession, subject: TenantSubject, version: AdapterVersion) -> Job | None:
+def _revive(session: WriteSession, subject: TenantSubject, version: AdapterVersion, *, adapter: Adapter) -> Job | None:
     """Identical bytes again: ready stays, deleted is restored, rejected is validated again, pending keeps its job."""
     if version.status == DELETED and version.forms:
         make_ready(session, subject, version, after={"restored": True})
@@ -225,19 +225,21 @@ def _revive(session: WriteSession, subject: TenantSubject, version: AdapterVersi
             after={"status": PENDING},
             tenant_id=subject.tenant_id,
         )
-        return _start_validation(session, subject, version)
+        return _start_validation(session, subject, version, adapter=adapter)
     if version.status == READY:
         return None
     # pending: a job that was cancelled or lost must not leave it so for ever
-    return repository.live_validation(session, subject.tenant_id, version.id) or _start_validation(session, subject, version)
+    live = repository.live_validation(session, subject.tenant_id, version.id)
+    return live or _start_validation(session, subject, version, adapter=adapter)
 
 
-def _start_validation(session: WriteSession, subject: TenantSubject, version: AdapterVersion) -> Job:
+def _start_validation(session: WriteSession, subject: TenantSubject, version: AdapterVersion, *, adapter: Adapter) -> Job:
     return jobs.enqueue(
         session,
         kind=jobs.VALIDATE_VERSION,
         tenant_id=subject.tenant_id,
         subject_id=subject.key_id,
+        adapter=adapter.name,
         payload={"version_id": version.id},
     )
 

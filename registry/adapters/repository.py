@@ -15,6 +15,7 @@ from registry.db import ReadSession, WriteSession
 from registry.jobs.models import FINAL, Job
 from registry.jobs.service import VALIDATE_VERSION
 from registry.pagination import after_cursor, decode_cursor
+from registry.tenants.limits import Prefixes, name_within
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ def lock_adapter(session: WriteSession, tenant_id: str, adapter_id: str) -> Adap
     return locked
 
 
-def adapters_page(session: ReadSession, tenant_id: str, *, cursor: str | None, limit: int) -> Sequence[Adapter]:
+def adapters_page(session: ReadSession, tenant_id: str, *, cursor: str | None, limit: int, prefixes: Prefixes = None) -> Sequence[Adapter]:
     statement = select(Adapter).where(Adapter.tenant_id == tenant_id, Adapter.deleted_at.is_(None)).options(joinedload(Adapter.base_model))
+    if prefixes is not None:
+        statement = statement.where(name_within(Adapter.name, prefixes))
     return session.scalars(after_cursor(statement, cursor, at=Adapter.created_at, row_id=Adapter.id, limit=limit)).all()
 
 

@@ -49,7 +49,7 @@ def get_adapter(session: ReadSession, tenant_id: str, name: str) -> Adapter:
     """Raises NotFound, the same for an absent, a deleted and another tenant's adapter."""
     adapter = repository.adapter(session, tenant_id, name)
     if adapter is None:
-        raise _adapter_not_found(name)
+        raise adapter_not_found(name)
     return adapter
 
 
@@ -57,7 +57,7 @@ def lock_adapter(session: WriteSession, tenant_id: str, name: str) -> Adapter:
     """`get_adapter` for a change of its versions or aliases: they change one after the other."""
     adapter = repository.lock_adapter(session, tenant_id, get_adapter(session, tenant_id, name).id)
     if adapter.deleted_at is not None:
-        raise _adapter_not_found(name)
+        raise adapter_not_found(name)
     return adapter
 
 
@@ -146,7 +146,8 @@ def delete_version(session: WriteSession, subject: TenantSubject, name: str, num
     audit.record(session, subject, "version.deleted", "version", version.id, before=before, after={"status": DELETED})
 
 
-def _adapter_not_found(name: str) -> NotFound:
+def adapter_not_found(name: str) -> NotFound:
+    """One answer for what never was, what is deleted and what is not the caller's."""
     return NotFound(
         f"there is no adapter named {name!r}", field="name", value=name, remedy="GET /api/v1/adapters", code="adapter_not_found"
     )

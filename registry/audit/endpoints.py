@@ -28,5 +28,6 @@ def list_events(
     action: Annotated[str | None, Query(max_length=64, description="Only this action, such as `key.revoked`.")] = None,
 ) -> Page[AuditEventOut]:
     """State changes and refusals, newest first: the tenant's; all of them for an admin who names no tenant."""
+    subject.must_be_unlimited("the audit log")
     rows = repository.list_events(session, subject.tenant_id, action=action, limit=limit, cursor=cursor)
     return make_page(rows, limit=limit, key=lambda row: (row.created_at, row.id), show=AuditEventOut.model_validate)

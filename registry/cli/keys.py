@@ -21,15 +21,28 @@ DURATION = re.compile(r"(\d+)([smhd])")
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 ScopeOption = Annotated[list[str], typer.Option("--scope", "-s", help="Repeat for several, e.g. adapters:write.")]
+PrefixOption = Annotated[
+    list[str] | None, typer.Option("--adapter-prefix", help="Limit it to adapters whose names begin so. Repeat for several. Default: all.")
+]
+OverlapOption = Annotated[
+    str | None, typer.Option("--overlap", help="How long the old key still works, e.g. 1h; 0 for not at all. Default: the registry's.")
+]
 ExpiresOption = Annotated[str | None, typer.Option("--expires-in", help="Lifetime, e.g. 12h or 30d. Default: does not expire.")]
 
 
 @remote(noun, "create")
 def create(
-    call: Call, name: Annotated[str, typer.Argument(help="What it is for.")], scope: ScopeOption, expires_in: ExpiresOption = None
+    call: Call,
+    name: Annotated[str, typer.Argument(help="What it is for.")],
+    scope: ScopeOption,
+    *,
+    adapter_prefix: PrefixOption = None,
+    expires_in: ExpiresOption = None,
 ) -> None:
     """Create a key. Its token is printed now and never again."""
     body: dict[str, object] = {"name": name, "scopes": scope}
+    if adapter_prefix:
+        body["adapter_prefixes"] = adapter_prefix
     if expires_in is not None:
         body["expires_in_s"] = parse_duration(expires_in)
     call.output.item(call.client.post("/keys", body))
@@ -47,7 +60,26 @@ def generate() -> None:
 @remote(noun, "list")
 def list_keys(call: Call) -> None:
     """List keys, newest first. Secrets are not stored, so none is shown."""
-    call.output.rows(call.client.pages("/keys"), "id", "name", "tenant", "scopes", "expires_at", "revoked_at", "last_used_at", "created_at")
+    columns = ("id", "name", "tenant", "scopes", "adapter_prefixes", "expires_at", "revoked_at", "last_used_at", "created_at")
+    call.output.rows(call.client.pages("/keys"), *columns)
+
+
+@remote(noun, "rotate")
+def rotate(
+    call: Call,
+    key_id: Annotated[str, typer.Argument(help="The key's id.")],
+    overlap: OverlapOption = None,
+    expires_in: ExpiresOption = None,
+) -> None:
+    """Make a successor with the same rights. Its token is printed now and never again; the old key stops after the overlap."""
+    body: dict[str, object] = {}
+    if overlap is not None:
+        body["overlap_s"] = 0 if overlap == "0" else parse_duration(overlap, hint="--overlap")
+    if expires_in is not None:
+        body["expires_in_s"] = parse_duration(expires_in)
+    made = call.client.post(f"{path('keys', key_id)}/rotate", body)
+    call.output.item(made)
+    call.output.note(f"the token above cannot be shown again: store it now; {key_id} works until {made['predecessor_expires_at']}")
 
 
 @remote(noun, "revoke")
@@ -84,11 +116,11 @@ def whoami(call: Call) -> None:
     call.output.item(call.client.get("/whoami"))
 
 
-def parse_duration(text: str) -> int:
+def parse_duration(text: str, *, hint: str = "--expires-in") -> int:
     """Seconds of `90s`, `15m`, `12h`, `30d`."""
     match = DURATION.fullmatch(text)
     if match is None or int(match[1]) == 0:
-        raise typer.BadParameter(f"{text!r} is not a lifetime; write a whole number and s, m, h or d, e.g. 30d", param_hint="--expires-in")
+        raise typer.BadParameter(f"{text!r} is not a lifetime; write a whole number and s, m, h or d, e.g. 30d", param_hint=hint)
     return int(match[1]) * UNIT_S[match[2]]
 
 

@@ -24,8 +24,9 @@ def request_import(session: WriteSession, subject: TenantSubject, wanted: Import
     _check_endpoint(wanted.endpoint, settings=settings)
     _check_secret(session, subject, wanted.token_secret)
     name = wanted.name or _name_of(wanted.repo)
+    subject.must_name(name)
     payload = wanted.model_dump() | {"name": name, "tenant": subject.tenant}
-    job = jobs.enqueue(session, kind=jobs.IMPORT_HUB, tenant_id=subject.tenant_id, subject_id=subject.key_id, payload=payload)
+    job = jobs.enqueue(session, kind=jobs.IMPORT_HUB, tenant_id=subject.tenant_id, subject_id=subject.key_id, adapter=name, payload=payload)
     audit.record(session, subject, "import.requested", "job", job.id, after=payload, tenant_id=subject.tenant_id)
     return job, name
 

@@ -62,7 +62,7 @@ def commit_of(session: ReadSession, subject: TenantSubject, namespace: str, name
     """Raises RepoNotFound, RevisionNotFound."""
     if namespace != subject.tenant or re.fullmatch(NAME_PATTERN, name) is None:
         raise _repo_not_found()
-    adapter = adapters.adapter(session, subject.tenant_id, name)
+    adapter = adapters.adapter(session, subject.tenant_id, name) if subject.may_name(name) else None
     if adapter is None:
         raise _repo_not_found()
     version = _version(session, subject.tenant_id, adapter.id, revision)

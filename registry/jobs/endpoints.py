@@ -33,13 +33,13 @@ def list_jobs(
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
 ) -> Page[JobOut]:
     """The tenant's jobs, newest first; all of them for an admin who names no tenant."""
-    rows = repository.list_jobs(session, subject.tenant_id, state=state, limit=limit, cursor=cursor)
+    rows = repository.list_jobs(session, subject, state=state, limit=limit, cursor=cursor)
     return make_page(rows, limit=limit, key=lambda row: (row.created_at, row.id), show=JobOut.model_validate)
 
 
 @router.get("/jobs/{job_id}", responses=problem_responses(NotFound))
 def get_job(job_id: str, subject: JobReader, session: ReadSessionDep) -> JobOut:
-    return JobOut.model_validate(service.get(session, subject.tenant_id, job_id))
+    return JobOut.model_validate(service.get_visible(session, subject, job_id))
 
 
 EVENT_STREAM = "text/event-stream"
@@ -66,7 +66,7 @@ async def job_events(
 
     def look() -> tuple[bool, list[JobEventOut]]:
         with database.read() as session:
-            job, events = service.events_after(session, subject.tenant_id, job_id, after=after, limit=limit)
+            job, events = service.events_after(session, subject, job_id, after=after, limit=limit)
             return job.state in FINAL, [JobEventOut.model_validate(event) for event in events]
 
     job_is_over, events = await run_in_threadpool(look)
@@ -99,6 +99,16 @@ def _event_number(text: str) -> int:
 @router.post("/jobs/{job_id}/cancel", responses=problem_responses(NotFound, Conflict))
 def cancel_job(job_id: str, subject: JobWriter, session: WriteSessionDep) -> JobOut:
     """A queued job is cancelled at once, a running one soon: watch its state. 409 when it is over already."""
+    before = service.get_visible(session, subject, job_id).state
     job = service.cancel(session, subject.tenant_id, job_id)
-    record(session, subject, "job.cancel_requested", "job", job.id, after={"state": job.state}, tenant_id=job.tenant_id)
+    record(
+        session,
+        subject,
+        "job.cancel_requested",
+        "job",
+        job.id,
+        before={"state": before},
+        after={"state": job.state},
+        tenant_id=job.tenant_id,
+    )
     return JobOut.model_validate(job)

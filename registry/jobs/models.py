@@ -21,8 +21,9 @@ class Job(Table):
 
     queued -> running -> succeeded | failed | cancelled, and back to queued by retry, release or a lost lease.
     `fence` grows with every claim and never shrinks; what carries an older one is refused.
-    `subject_id` is the id of the key that asked. `queue` is the sort of machine that it needs; a higher `priority` (0 to 9)
-    goes first. `num_events` is the number of the job's last event.
+    `subject_id` is the id of the key that asked, `adapter` the name of the adapter that it is about, if it is about one.
+    `queue` is the sort of machine that it needs; a higher `priority` (0 to 9) goes first. `num_events` is the number of the
+    job's last event.
     """
 
     __tablename__ = "jobs"
@@ -38,6 +39,7 @@ class Job(Table):
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     tenant_id: Mapped[str | None] = mapped_column(ForeignKey("tenants.id"))
     subject_id: Mapped[str] = mapped_column(String(32))
+    adapter: Mapped[str | None] = mapped_column(String(63))
     kind: Mapped[str] = mapped_column(String(64))
     queue: Mapped[str] = mapped_column(String(32), default=DEFAULT_QUEUE, server_default=DEFAULT_QUEUE)
     priority: Mapped[int] = mapped_column(default=0, server_default=text("0"))

@@ -7,12 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, case, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, case, func, literal, or_, select, true, update
 from sqlalchemy.orm import aliased
 
 from registry.db import ReadSession, UtcDateTime, WriteSession, database_time, utc_now
 from registry.jobs.models import PROGRESS, QUEUED, RUNNING, Job, JobEvent
 from registry.pagination import after_cursor
+from registry.tenants.auth import Subject
+from registry.tenants.limits import name_within
 from registry.tenants.models import Tenant
 
 TOP_PRIORITY = 9
@@ -20,9 +22,16 @@ AGED_S = 600.0
 """Who has waited this long goes before every priority: a stream of urgent jobs starves nobody for ever."""
 
 
-def find(session: ReadSession, tenant_id: str | None, job_id: str) -> Job | None:
+def visible_to(subject: Subject) -> ColumnElement[bool]:
+    """A key that is limited to some adapters sees jobs about those, and what it asked for itself."""
+    if subject.adapter_prefixes is None:
+        return true()
+    return or_(Job.subject_id == subject.key_id, name_within(Job.adapter, subject.adapter_prefixes))
+
+
+def find(session: ReadSession, tenant_id: str | None, job_id: str, *, visible: ColumnElement[bool] | None = None) -> Job | None:
     """`tenant_id` None finds every tenant's jobs and the operators': for admins and workers alone."""
-    statement = select(Job).where(Job.id == job_id)
+    statement = select(Job).where(Job.id == job_id, true() if visible is None else visible)
     return session.scalar(_owned(statement, tenant_id).execution_options(populate_existing=True))
 
 
@@ -31,8 +40,8 @@ def lock(session: WriteSession, job_id: str) -> Job:
     return session.scalars(select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)).one()
 
 
-def list_jobs(session: ReadSession, tenant_id: str | None, *, state: str | None, limit: int, cursor: str | None) -> Sequence[Job]:
-    statement = _owned(select(Job), tenant_id)
+def list_jobs(session: ReadSession, subject: Subject, *, state: str | None, limit: int, cursor: str | None) -> Sequence[Job]:
+    statement = _owned(select(Job), subject.tenant_id).where(visible_to(subject))
     if state is not None:
         statement = statement.where(Job.state == state)
     return session.scalars(after_cursor(statement, cursor, at=Job.created_at, row_id=Job.id, limit=limit)).all()

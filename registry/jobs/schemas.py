@@ -17,6 +17,7 @@ class JobOut(BaseModel):
 
     id: str
     kind: str
+    adapter: str | None
     state: JobState
     attempt: int
     max_attempts: int

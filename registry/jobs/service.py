@@ -25,6 +25,7 @@ from registry.db import ReadSession, WriteSession, database_time
 from registry.errors import Conflict, NotFound
 from registry.jobs import outbox, repository
 from registry.jobs.models import CANCELLED, DEFAULT_QUEUE, FAILED, FINAL, PROGRESS, QUEUED, RUNNING, STATE, SUCCEEDED, Job, JobEvent
+from registry.tenants.auth import Subject
 
 DEFAULT_MAX_ATTEMPTS = 5
 
@@ -84,6 +85,7 @@ def enqueue(
     payload: Mapping[str, Any],
     max_attempts: int | None = None,
     priority: int | None = None,
+    adapter: str | None = None,
 ) -> Job:
     """Add a job to the caller's transaction, so that it exists exactly when what it is about does."""
     job = Job(
@@ -94,6 +96,7 @@ def enqueue(
         num_events=1,
         tenant_id=tenant_id,
         subject_id=subject_id,
+        adapter=adapter,
         payload=dict(payload),
         max_attempts=DEFAULT_MAX_ATTEMPTS if max_attempts is None else max_attempts,
     )
@@ -105,15 +108,23 @@ def enqueue(
 
 
 def get(session: ReadSession, tenant_id: str | None, job_id: str) -> Job:
-    job = repository.find(session, tenant_id, job_id)
+    return _found(repository.find(session, tenant_id, job_id), job_id)
+
+
+def get_visible(session: ReadSession, subject: Subject, job_id: str) -> Job:
+    """Raises NotFound, the same for an absent job and for one about an adapter that the key is kept from."""
+    return _found(repository.find(session, subject.tenant_id, job_id, visible=repository.visible_to(subject)), job_id)
+
+
+def _found(job: Job | None, job_id: str) -> Job:
     if job is None:
         raise NotFound(f"job {job_id!r} does not exist", field="id", value=job_id, remedy="see `GET /api/v1/jobs`")
     return job
 
 
-def events_after(session: ReadSession, tenant_id: str | None, job_id: str, *, after: int, limit: int) -> tuple[Job, Sequence[JobEvent]]:
+def events_after(session: ReadSession, subject: Subject, job_id: str, *, after: int, limit: int) -> tuple[Job, Sequence[JobEvent]]:
     """The job and what happened to it after event `after`, at most `limit` events."""
-    job = get(session, tenant_id, job_id)
+    job = get_visible(session, subject, job_id)
     return job, repository.events_after(session, job_id, number=after, limit=limit)
 
 

@@ -49,7 +49,7 @@ def authorise(session: ReadSession, subject: TenantSubject, model: str) -> Autho
     except Invalid:
         _model_not_found(model)
     served = _find(session, subject.tenant_id, reference, bare="@" not in model)
-    if served is None:
+    if served is None or not _may_use(subject, served):
         _model_not_found(model)
     return Authorised(tenant_id=subject.tenant_id, model=model, served=served)
 
@@ -61,6 +61,11 @@ def _find(session: ReadSession, tenant_id: str, reference: Reference, *, bare: b
         return names.find_version(session, tenant_id, name=reference.name, number=reference.number)
     assert reference.alias is not None, "a reference has a number or an alias"
     return names.find_alias(session, tenant_id, name=reference.name, alias=reference.alias)
+
+
+def _may_use(subject: TenantSubject, served: Served) -> bool:
+    """Base models are everybody's; adapters those that the key is not kept from."""
+    return served.name is None or subject.may_name(served.name)
 
 
 def _model_not_found(model: str) -> NoReturn:
@@ -103,7 +108,7 @@ def grant_for(authorised: Authorised, address: Address, *, request_id: str, sign
 
 
 def list_models(session: ReadSession, subject: TenantSubject) -> list[Served]:
-    return names.list_served(session, subject.tenant_id)
+    return [served for served in names.list_served(session, subject.tenant_id) if _may_use(subject, served)]
 
 
 # ---- replicas ----

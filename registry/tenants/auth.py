@@ -22,6 +22,7 @@ from registry.db import Database, ReadSession, reach_system, reach_tenant
 from registry.errors import BadRequest, Forbidden, NotFound, Unauthenticated
 from registry.tenants import repository
 from registry.tenants.keys import ADMIN, REPLICA, SCOPES, KeyHasher, key_id_of
+from registry.tenants.limits import Prefixes, is_within
 from registry.wire import TENANT_HEADER
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="An API key, `lry_...`.")
@@ -29,13 +30,17 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="An API
 
 @dataclass(frozen=True)
 class Subject:
-    """An authenticated caller. `tenant_id` and `tenant` (its name) are None for operators' and replicas' keys."""
+    """An authenticated caller. `tenant_id` and `tenant` (its name) are None for operators' and replicas' keys.
+
+    `adapter_prefixes`: how the names begin of the adapters that exist for it; None: every adapter of the tenant.
+    """
 
     key_id: str
     tenant_id: str | None
     tenant: str | None
     scopes: frozenset[str]
     expires_at: dt.datetime | None = None
+    adapter_prefixes: Prefixes = None
 
     @property
     def is_admin(self) -> bool:
@@ -54,6 +59,33 @@ class Subject:
                 remedy=f"use a key that has {scope}; `GET /api/v1/whoami` lists what this one has",
             )
 
+    def may_name(self, adapter: str) -> bool:
+        """False: for this key there is no such adapter, whether or not it exists."""
+        return is_within(adapter, self.adapter_prefixes)
+
+    def must_name(self, adapter: str, *, field: str = "name") -> None:
+        """For what would make the adapter. Raises Forbidden, whether or not it exists."""
+        if not self.may_name(adapter):
+            assert self.adapter_prefixes is not None, "an unlimited key names every adapter"
+            raise Forbidden(
+                f"this key is limited to adapters whose names begin with {' or '.join(self.adapter_prefixes)}, unlike {adapter!r}",
+                field=field,
+                value=adapter,
+                remedy="choose such a name, or use a key without this limit",
+                code="outside_prefixes",
+            )
+
+    def must_be_unlimited(self, what: str) -> None:
+        """Raises Forbidden for a key that is limited to some adapters; `what` tells of all of them."""
+        if self.adapter_prefixes is not None:
+            raise Forbidden(
+                f"this key is limited to some adapters, and {what} is about all of them",
+                field="adapter_prefixes",
+                value=", ".join(self.adapter_prefixes),
+                remedy="use a key without this limit",
+                code="key_limited",
+            )
+
     def in_tenant(self) -> TenantSubject:
         if self.tenant_id is None or self.tenant is None:
             raise BadRequest(
@@ -62,7 +94,12 @@ class Subject:
                 remedy=f"send {TENANT_HEADER}: <tenant name> or use a key of the tenant",
             )
         return TenantSubject(
-            key_id=self.key_id, tenant_id=self.tenant_id, tenant=self.tenant, scopes=self.scopes, expires_at=self.expires_at
+            key_id=self.key_id,
+            tenant_id=self.tenant_id,
+            tenant=self.tenant,
+            scopes=self.scopes,
+            expires_at=self.expires_at,
+            adapter_prefixes=self.adapter_prefixes,
         )
 
 
@@ -105,7 +142,14 @@ def authenticate(session: ReadSession, token: str, hasher: KeyHasher) -> Subject
         raise KeyRefused(key_id=key_id, reason=reason, known=row is not None, tenant_id=tenant_id)
     if row.refusal is not None:
         raise KeyRefused(key_id=key_id, reason=row.refusal, known=True, tenant_id=row.tenant_id)
-    return Subject(key_id=key_id, tenant_id=row.tenant_id, tenant=row.tenant, scopes=frozenset(row.scopes), expires_at=row.expires_at)
+    return Subject(
+        key_id=key_id,
+        tenant_id=row.tenant_id,
+        tenant=row.tenant,
+        scopes=frozenset(row.scopes),
+        expires_at=row.expires_at,
+        adapter_prefixes=None if row.adapter_prefixes is None else tuple(row.adapter_prefixes),
+    )
 
 
 def bearer_token(request: Request) -> str:

@@ -7,13 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 
 from registry.db import ReadSessionDep, WriteSessionDep
-from registry.errors import Conflict, NotFound, problem_responses
+from registry.errors import Conflict, Forbidden, Invalid, NotFound, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
-from registry.tenants import repository, service
+from registry.tenants import repository, rotation, service
 from registry.tenants.auth import Subject, SubjectDep, allow
 from registry.tenants.keys import ADMIN
 from registry.tenants.models import ApiKey, Tenant
-from registry.tenants.schemas import KeyCreated, KeyIn, KeyOut, TenantIn, TenantOut, WhoAmI
+from registry.tenants.schemas import KeyCreated, KeyIn, KeyOut, KeyRotated, KeyRotationIn, TenantIn, TenantOut, WhoAmI
 from registry.tenants.service import Recorder
 
 router = APIRouter(tags=["tenants"])
@@ -33,7 +33,14 @@ RecorderDep = Annotated[Recorder, Depends(_recorder)]
 @router.get("/whoami")
 def whoami(subject: SubjectDep) -> WhoAmI:
     """What the key of this request is."""
-    return WhoAmI(key_id=subject.key_id, tenant=subject.tenant, scopes=sorted(subject.scopes), expires_at=subject.expires_at)
+    prefixes = None if subject.adapter_prefixes is None else list(subject.adapter_prefixes)
+    return WhoAmI(
+        key_id=subject.key_id,
+        tenant=subject.tenant,
+        scopes=sorted(subject.scopes),
+        adapter_prefixes=prefixes,
+        expires_at=subject.expires_at,
+    )
 
 
 @router.post("/tenants", status_code=201, responses=problem_responses(Conflict))
@@ -60,12 +67,13 @@ def delete_tenant(name: str, subject: Admin, session: WriteSessionDep, record: R
 
 @router.post("/keys", status_code=201)
 def create_key(body: KeyIn, request: Request, subject: KeyAdmin, session: WriteSessionDep, record: RecorderDep) -> KeyCreated:
-    """The token is in this answer and never again. A key cannot grant scopes that its creator lacks."""
+    """The token is in this answer and never again. A key cannot grant scopes, adapters or a lifetime that its creator lacks."""
     key, token = service.create_key(
         session,
         subject=subject,
         name=body.name,
         scopes=body.scopes,
+        adapter_prefixes=body.adapter_prefixes,
         expires_in_s=body.expires_in_s,
         hasher=request.app.state.key_hasher,
         record=record,
@@ -75,8 +83,8 @@ def create_key(body: KeyIn, request: Request, subject: KeyAdmin, session: WriteS
 
 @router.get("/keys")
 def list_keys(subject: KeyAdmin, session: ReadSessionDep, limit: Limit = 50, cursor: Cursor = None) -> Page[KeyOut]:
-    """Keys of the tenant; an admin who names no tenant sees all."""
-    rows = repository.list_keys(session, subject.tenant_id, limit=limit, cursor=cursor)
+    """Keys of the tenant; an admin who names no tenant sees all, a key with `adapter_prefixes` those with none but its own."""
+    rows = service.list_keys(session, subject, limit=limit, cursor=cursor)
     return make_page(rows, limit=limit, key=lambda row: (row[0].created_at, row[0].id), show=_key_out)
 
 
@@ -84,6 +92,21 @@ def list_keys(subject: KeyAdmin, session: ReadSessionDep, limit: Limit = 50, cur
 def revoke_key(key_id: str, subject: KeyAdmin, session: WriteSessionDep, record: RecorderDep) -> None:
     """Revoke; the key stops at once."""
     service.revoke_key(session, subject=subject, key_id=key_id, record=record)
+
+
+@router.post("/keys/{key_id}/rotate", responses=problem_responses(Conflict, Forbidden, Invalid, NotFound))
+def rotate_key(
+    key_id: str, body: KeyRotationIn, *, request: Request, subject: KeyAdmin, session: WriteSessionDep, record: RecorderDep
+) -> KeyRotated:
+    """A successor with the same rights, its token in this answer and never again; the old key still works for the overlap."""
+    state = request.app.state
+    made = rotation.rotate_key(
+        session, subject=subject, key_id=key_id, wanted=body, hasher=state.key_hasher, settings=state.settings, record=record
+    )
+    assert made.predecessor.expires_at is not None, "a rotated key has an end"
+    tenant = service.tenant_name(session, made.successor.tenant_id)
+    shown = _key_out((made.successor, tenant)).model_dump()
+    return KeyRotated(token=made.token, predecessor_id=made.predecessor.id, predecessor_expires_at=made.predecessor.expires_at, **shown)
 
 
 def _tenant_out(tenant: Tenant) -> TenantOut:
@@ -97,9 +120,11 @@ def _key_out(row: tuple[ApiKey, str | None]) -> KeyOut:
         name=key.name,
         tenant=tenant,
         scopes=key.scopes,
+        adapter_prefixes=key.adapter_prefixes,
         created_at=key.created_at,
         created_by=key.created_by,
         expires_at=key.expires_at,
         revoked_at=key.revoked_at,
         last_used_at=key.last_used_at,
+        successor_id=key.successor_id,
     )

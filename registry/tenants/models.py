@@ -23,7 +23,10 @@ class Tenant(Table):
 
 
 class ApiKey(Table):
-    """One API key: its HMAC, never its secret. `tenant_id` is null for operators' and replicas' keys."""
+    """One API key: its HMAC, never its secret. `tenant_id` is null for operators' and replicas' keys.
+
+    `adapter_prefixes` null: any adapter. `successor_id`: the key that rotation put in its place.
+    """
 
     __tablename__ = "api_keys"
     __table_args__ = (Index(None, "tenant_id", "created_at", "id"),)
@@ -33,8 +36,10 @@ class ApiKey(Table):
     name: Mapped[str] = mapped_column(String(100))
     token_hmac: Mapped[str] = mapped_column(String(64))
     scopes: Mapped[list[str]] = mapped_column(JSON)
+    adapter_prefixes: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, default=utc_now())
     created_by: Mapped[str | None] = mapped_column(String(32))
     expires_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     last_used_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    successor_id: Mapped[str | None] = mapped_column(String(32))

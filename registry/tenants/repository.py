@@ -22,6 +22,7 @@ class StoredKey:
     tenant_id: str | None
     tenant: str | None
     scopes: list[str]
+    adapter_prefixes: list[str] | None
     expires_at: dt.datetime | None
     refusal: str | None
 
@@ -34,7 +35,7 @@ def _authentication() -> Select[*tuple[Any, ...]]:
         else_=null(),
     )
     return (
-        select(ApiKey.token_hmac, ApiKey.tenant_id, Tenant.name, ApiKey.scopes, ApiKey.expires_at, refusal)
+        select(ApiKey.token_hmac, ApiKey.tenant_id, Tenant.name, ApiKey.scopes, ApiKey.adapter_prefixes, ApiKey.expires_at, refusal)
         .join_from(ApiKey, Tenant, ApiKey.tenant_id == Tenant.id, isouter=True)
         .where(ApiKey.id == bindparam("key_id"))
     )
@@ -62,6 +63,11 @@ def find_key(session: ReadSession, tenant_id: str | None, key_id: str) -> ApiKey
     """`tenant_id` None finds keys of every tenant and of none: for admins alone."""
     statement = select(ApiKey).where(ApiKey.id == key_id)
     return session.scalar(statement if tenant_id is None else statement.where(ApiKey.tenant_id == tenant_id))
+
+
+def lock_key(session: WriteSession, key_id: str) -> ApiKey:
+    """The row as it is now: two rotations of one key come one after the other."""
+    return session.scalars(select(ApiKey).where(ApiKey.id == key_id).with_for_update().execution_options(populate_existing=True)).one()
 
 
 def list_keys(session: ReadSession, tenant_id: str | None, *, limit: int, cursor: str | None) -> Sequence[tuple[ApiKey, str | None]]:

@@ -6,18 +6,21 @@ Audit lies above tenants (an event names its subject), so the recorder is handed
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 from uuid import uuid4
 
 from registry.db import ReadSession, WriteSession, database_time
-from registry.errors import Conflict, Forbidden, Invalid, NotFound
+from registry.errors import Conflict, Invalid, NotFound
+from registry.pagination import encode_cursor
 from registry.tenants import repository
 from registry.tenants.auth import Subject
-from registry.tenants.keys import ADMIN, PLATFORM_SCOPES, SCOPES, TENANT_SCOPES, KeyHasher, NewKey, new_key
+from registry.tenants.keys import KeyHasher, NewKey, new_key
 from registry.tenants.models import ApiKey, Tenant
+from registry.tenants.rights import check_grantable, check_prefixes, check_scopes, expiry_of, may_manage
 
 RESERVED_NAMES = frozenset({"api", "v1", "models", "datasets", "docs", "metrics"})
+BATCH = 200
 
 
 class Recorder(Protocol):
@@ -61,6 +64,11 @@ def get_tenant(session: ReadSession, name: str) -> Tenant:
     return tenant
 
 
+def tenant_name(session: ReadSession, tenant_id: str | None) -> str | None:
+    tenant = None if tenant_id is None else session.get(Tenant, tenant_id)
+    return None if tenant is None else tenant.name
+
+
 def delete_tenant(session: WriteSession, *, subject: Subject, name: str, record: Recorder) -> None:
     """Soft: the row stays, and every key of the tenant stops with this transaction."""
     tenant = get_tenant(session, name)
@@ -77,16 +85,25 @@ def create_key(
     expires_in_s: int | None,
     hasher: KeyHasher,
     record: Recorder,
+    adapter_prefixes: Collection[str] | None = None,
 ) -> tuple[ApiKey, str]:
     """The stored key and its token, which nobody can read again.
 
     Raises Invalid for scopes that are unknown or do not fit the key's owner, Forbidden for more than the subject has.
     """
-    _check_scopes(scopes, in_tenant=subject.tenant_id is not None)
-    _check_grantable(subject, scopes)
-    expires_at = _expiry(session, subject, expires_in_s)
+    check_scopes(scopes, in_tenant=subject.tenant_id is not None)
+    check_grantable(subject, scopes)
+    check_prefixes(subject, adapter_prefixes, scopes=scopes)
     return issue_key(
-        session, subject=subject, tenant_id=subject.tenant_id, name=name, scopes=scopes, expires_at=expires_at, hasher=hasher, record=record
+        session,
+        subject=subject,
+        tenant_id=subject.tenant_id,
+        name=name,
+        scopes=scopes,
+        adapter_prefixes=adapter_prefixes,
+        expires_at=expiry_of(session, subject, expires_in_s),
+        hasher=hasher,
+        record=record,
     )
 
 
@@ -100,6 +117,7 @@ def issue_key(
     expires_at: dt.datetime | None,
     hasher: KeyHasher,
     record: Recorder,
+    adapter_prefixes: Collection[str] | None = None,
     given: NewKey | None = None,
 ) -> tuple[ApiKey, str]:
     """Store a key whose rights somebody else has checked: a new one, or the given one."""
@@ -110,65 +128,49 @@ def issue_key(
         name=name,
         token_hmac=hasher.digest(made.token),
         scopes=sorted(set(scopes)),
+        adapter_prefixes=None if adapter_prefixes is None else sorted(set(adapter_prefixes)),
         created_by=subject.key_id,
         expires_at=expires_at,
     )
     session.add(key)
     session.flush()
-    record(session, subject, "key.created", "key", key.id, after=_described(key), tenant_id=tenant_id)
+    record(session, subject, "key.created", "key", key.id, after=described(key), tenant_id=tenant_id)
     return key, made.token
+
+
+def get_key(session: ReadSession, subject: Subject, key_id: str) -> ApiKey:
+    """Raises NotFound, the same for an absent key, another tenant's and one beyond a limited subject's adapters."""
+    key = repository.find_key(session, subject.tenant_id, key_id)
+    if key is None or not may_manage(subject, key):
+        raise NotFound(f"key {key_id!r} does not exist", field="id", value=key_id, remedy="see `GET /api/v1/keys`")
+    return key
+
+
+def list_keys(session: ReadSession, subject: Subject, *, limit: int, cursor: str | None) -> Sequence[tuple[ApiKey, str | None]]:
+    """With their tenants' names, one more than `limit`. A limited subject's listing skips what it may not manage."""
+    if subject.adapter_prefixes is None:
+        return repository.list_keys(session, subject.tenant_id, limit=limit, cursor=cursor)
+    found: list[tuple[ApiKey, str | None]] = []
+    while len(found) <= limit:
+        rows = repository.list_keys(session, subject.tenant_id, limit=BATCH, cursor=cursor)
+        found += [row for row in rows[:BATCH] if may_manage(subject, row[0])]
+        if len(rows) <= BATCH:
+            break
+        last = rows[BATCH - 1][0]
+        cursor = encode_cursor(last.created_at, last.id)
+    return found[: limit + 1]
 
 
 def revoke_key(session: WriteSession, *, subject: Subject, key_id: str, record: Recorder) -> None:
     """Idempotent. The key stops with this transaction. NotFound for another tenant's key too."""
-    key = repository.find_key(session, subject.tenant_id, key_id)
-    if key is None:
-        raise NotFound(f"key {key_id!r} does not exist", field="id", value=key_id, remedy="see `GET /api/v1/keys`")
+    key = get_key(session, subject, key_id)
     if key.revoked_at is not None:
         return
     key.revoked_at = database_time(session)
-    record(session, subject, "key.revoked", "key", key.id, before=_described(key), tenant_id=key.tenant_id)
+    record(session, subject, "key.revoked", "key", key.id, before=described(key), after={"revoked": True}, tenant_id=key.tenant_id)
 
 
-def _check_scopes(scopes: Collection[str], *, in_tenant: bool) -> None:
-    unknown = sorted(set(scopes) - SCOPES)
-    if unknown:
-        raise Invalid(
-            f"scope {unknown[0]!r} does not exist", field="scopes", value=unknown[0], remedy=f"choose among {', '.join(sorted(SCOPES))}"
-        )
-    if in_tenant and (wrong := sorted(PLATFORM_SCOPES & set(scopes))):
-        raise Invalid(
-            f"scope {wrong[0]!r} belongs to no tenant",
-            field="scopes",
-            value=wrong[0],
-            remedy="create this key with an admin key and without naming a tenant",
-        )
-    if not in_tenant and (wrong := sorted(TENANT_SCOPES & set(scopes))):
-        raise Invalid(
-            f"scope {wrong[0]!r} needs a tenant", field="scopes", value=wrong[0], remedy="name the tenant in the header X-Lorary-Tenant"
-        )
-
-
-def _check_grantable(subject: Subject, scopes: Collection[str]) -> None:
-    """An admin may hand out `replica` without having it; nobody else may hand out what they lack."""
-    missing = sorted(scope for scope in scopes if not (subject.has(scope) or ADMIN in subject.scopes))
-    if missing:
-        raise Forbidden(
-            f"this key cannot grant {missing[0]}, which it lacks", field="scopes", value=missing[0], remedy=f"leave {missing[0]} out"
-        )
-
-
-def _expiry(session: ReadSession, subject: Subject, expires_in_s: int | None) -> dt.datetime | None:
-    wanted = None if expires_in_s is None else database_time(session) + dt.timedelta(seconds=expires_in_s)
-    if subject.expires_at is not None and (wanted is None or wanted > subject.expires_at):
-        raise Forbidden(
-            f"this key expires at {subject.expires_at.isoformat()} and cannot make one that outlives it",
-            field="expires_in_s",
-            value=expires_in_s,
-            remedy="ask for an earlier expiry",
-        )
-    return wanted
-
-
-def _described(key: ApiKey) -> dict[str, Any]:
-    return {"name": key.name, "scopes": key.scopes, "expires_at": key.expires_at.isoformat() if key.expires_at else None}
+def described(key: ApiKey) -> dict[str, Any]:
+    """A key as the audit log tells of it."""
+    expires_at = key.expires_at.isoformat() if key.expires_at else None
+    return {"name": key.name, "scopes": key.scopes, "adapter_prefixes": key.adapter_prefixes, "expires_at": expires_at}

@@ -56,8 +56,9 @@ def begin_upload(
 
 @router.get("", responses=problem_responses(BadRequest, Forbidden, Invalid))
 def list_uploads(*, subject: Writer, session: ReadSessionDep, cursor: Cursor = None, limit: Limit = 50) -> Page[UploadOut]:
-    """The tenant's uploads, newest first."""
-    rows = repository.page(session, subject.tenant_id, cursor=cursor, limit=limit)
+    """The tenant's uploads, newest first; its own for a key that is limited to some adapters."""
+    own = None if subject.adapter_prefixes is None else subject.key_id
+    rows = repository.page(session, subject.tenant_id, cursor=cursor, limit=limit, created_by=own)
     return make_page(rows, limit=limit, key=lambda row: (row.created_at, row.id), show=_show)
 
 

@@ -39,6 +39,9 @@ def overdue(session: ReadSession, tenant_id: str) -> Sequence[LargeUpload]:
     return session.scalars(statement).all()
 
 
-def page(session: ReadSession, tenant_id: str, *, cursor: str | None, limit: int) -> Sequence[LargeUpload]:
+def page(session: ReadSession, tenant_id: str, *, cursor: str | None, limit: int, created_by: str | None = None) -> Sequence[LargeUpload]:
+    """`created_by`: those of one key alone."""
     statement = select(LargeUpload).where(LargeUpload.tenant_id == tenant_id)
+    if created_by is not None:
+        statement = statement.where(LargeUpload.created_by == created_by)
     return session.scalars(after_cursor(statement, cursor, at=LargeUpload.created_at, row_id=LargeUpload.id, limit=limit)).all()

@@ -24,6 +24,7 @@ EventType = Literal[
     "alias.moved",
     "key.created",
     "key.revoked",
+    "key.rotated",
 ]
 EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=30, description="`*` means every type.")]
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL_LENGTH)]

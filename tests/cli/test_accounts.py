@@ -49,6 +49,16 @@ def test_keys_are_made_once_listed_without_secrets_and_stop_when_revoked(admin: 
     assert "status: 401" in refused.stderr
 
 
+def test_a_key_is_limited_to_adapters_and_rotated(tenant: Lorary) -> None:
+    made = tenant.ok("keys", "create", "ci", "--scope", "adapters:read", "--adapter-prefix", "team-", "--adapter-prefix", "shared")
+    assert made["adapter_prefixes"] == ["shared", "team-"]
+    successor = tenant.ok("keys", "rotate", made["id"], "--overlap", "0")
+    assert (successor["predecessor_id"], successor["adapter_prefixes"]) == (made["id"], made["adapter_prefixes"])
+    assert tenant("adapters", "list", LORARY_API_KEY=made["token"]).code == 1
+    assert tenant.ok("adapters", "list", LORARY_API_KEY=successor["token"]) == []
+    assert tenant("keys", "rotate", successor["id"], "--overlap", "soon").code == 2
+
+
 @pytest.mark.parametrize("lifetime", ["", "0d", "3 d", "3w", "-1h", "1.5h"])
 def test_a_lifetime_that_is_none_is_a_usage_error(tenant: Lorary, lifetime: str) -> None:
     done = tenant("keys", "create", "ci", "--scope", "adapters:read", "--expires-in", lifetime)

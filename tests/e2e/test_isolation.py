@@ -61,6 +61,7 @@ TABLE: dict[str, tuple[str, JSON | None]] = {
     "GET /api/v1/keys": (LISTING, None),
     "POST /api/v1/keys": (MINE, None),
     "DELETE /api/v1/keys/{key_id}": (OWNED, None),
+    "POST /api/v1/keys/{key_id}/rotate": (OWNED, {}),
     "GET /api/v1/audit": (LISTING, None),
     "GET /api/v1/webhooks": (LISTING, None),
     "POST /api/v1/webhooks": (MINE, {"url": "https://receiver.example/hook", "event_types": ["key.revoked"]}),

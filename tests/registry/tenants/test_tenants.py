@@ -77,7 +77,8 @@ def test_key_is_shown_once_and_works(client: TestClient, make_tenant: MakeTenant
     assert (made["tenant"], made["scopes"]) == ("acme", ["adapters:read", "inference"])
     assert made["created_by"] == key_id_of(owner)
     told = client.get("/api/v1/whoami", headers=bearer(made["token"])).json()
-    assert told == {"key_id": made["id"], "tenant": "acme", "scopes": made["scopes"], "expires_at": made["expires_at"]}
+    same = ("tenant", "scopes", "expires_at", "adapter_prefixes")
+    assert told == {"key_id": made["id"]} | {name: made[name] for name in same}
     listing = client.get("/api/v1/keys", headers=bearer(owner))
     assert made["token"] not in listing.text
     assert {item["id"] for item in listing.json()["items"]} == {made["id"], key_id_of(owner)}
