@@ -31,11 +31,12 @@ class Drop:
 
 @dataclass(eq=False)
 class Resident:
-    """An adapter in the pool. `last_used` grows with every use; `drop` is set once its pointer is gone."""
+    """An adapter in the pool. `last_used` grows with every use; `rank` is its widest; `drop` is set once its pointer is gone."""
 
     key: AdapterKey
     slot: int
     pages: list[int]
+    rank: int
     num_handles: int = 0
     last_used: int = 0
     drop: Drop | None = None

@@ -47,6 +47,11 @@ class AdapterImage:
     def num_bytes(self) -> int:
         return self.data.numel()
 
+    @property
+    def rank(self) -> int:
+        """Of its widest site."""
+        return max(site.rank for site in self.plan.sites)
+
 
 class ImageBuilder:
     """Turns verified forms into images for one base model and page layout. Any thread.

@@ -1,9 +1,11 @@
-"""One pull: disk tier or source -> verified form -> page image. Runs in pull threads; holds no state of its own."""
+"""One pull: disk tier or source -> verified form -> page image. Runs in pull threads; of its own it holds counts alone."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from dataclasses import dataclass, replace
 
 from gpu_runtime.adapters.disk import DiskCache
 from gpu_runtime.adapters.form import BlobBuffer, Form, verify_manifest
@@ -14,6 +16,17 @@ from gpu_runtime.core import AdapterKey
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class PullCounts:
+    """Since the start. `num_bytes` and `seconds` are of the pulls from the registry that succeeded."""
+
+    num_pulled: int = 0
+    num_from_disk: int = 0
+    num_failed: int = 0
+    num_bytes: int = 0
+    seconds: float = 0.0
+
+
 class Puller:
     """`disk` None: no disk tier. `max_form_bytes`: the largest form worth pulling, checked before any blob is fetched."""
 
@@ -22,10 +35,25 @@ class Puller:
         self._builder = builder
         self._disk = disk
         self._max_form_bytes = max_form_bytes
+        self._counts = PullCounts()
+        self._counting = threading.Lock()
+
+    @property
+    def counts(self) -> PullCounts:
+        """Any thread."""
+        return self._counts
 
     def pull(self, key: AdapterKey, *, grant: str | None) -> AdapterImage:
         """Raises AdapterUnavailable with the reason."""
-        return self._builder.build(self._from_disk(key) or self._from_source(key, grant))
+        try:
+            return self._builder.build(self._from_disk(key) or self._from_source(key, grant))
+        except AdapterUnavailable:
+            self._count(num_failed=1)
+            raise
+
+    def _count(self, **more: float) -> None:
+        with self._counting:
+            self._counts = replace(self._counts, **{name: getattr(self._counts, name) + value for name, value in more.items()})
 
     def forget(self, key: AdapterKey) -> None:
         """Remove the form from the disk tier."""
@@ -40,15 +68,20 @@ class Puller:
             self._disk.check_integrity()
 
     def _from_disk(self, key: AdapterKey) -> Form | None:
-        return None if self._disk is None else self._disk.load(key)
+        form = None if self._disk is None else self._disk.load(key)
+        if form is not None:
+            self._count(num_from_disk=1)
+        return form
 
     def _from_source(self, key: AdapterKey, grant: str | None) -> Form:
         started = time.monotonic()
         form = self._fetch(key, grant)
         if self._disk is not None:
             self._disk.insert(form)
+        took_s = time.monotonic() - started
+        self._count(num_pulled=1, num_bytes=form.num_bytes, seconds=took_s)
         pulled = {"tenant": key.tenant, "form_digest": key.form_digest, "num_bytes": form.num_bytes}
-        log.info("adapter.pulled", extra={**pulled, "took_s": round(time.monotonic() - started, 4)})
+        log.info("adapter.pulled", extra={**pulled, "took_s": round(took_s, 4)})
         return form
 
     def _fetch(self, key: AdapterKey, grant: str | None) -> Form:

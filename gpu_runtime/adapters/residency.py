@@ -7,6 +7,7 @@ is *idle* and leaves under pressure. `drop` takes the pointer away at once; the 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from gpu_runtime.adapters.flights import Executor, Flights, Landing
 from gpu_runtime.adapters.handle import Drop, Handle, Resident
 from gpu_runtime.adapters.host import HostCache
 from gpu_runtime.adapters.image import AdapterImage
-from gpu_runtime.adapters.pull import Puller
+from gpu_runtime.adapters.pull import PullCounts, Puller
 from gpu_runtime.core import AdapterKey
 from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.memory.tables import SlotTables
@@ -61,6 +62,8 @@ class Residency:
         self._drops: list[tuple[AdapterKey, Drop]] = []
         self._clock = 0
         self.num_evictions = 0
+        self.num_loads = 0
+        self.load_s = 0.0  # spent on copies into the pool
         self._urgent: AdapterKey | None = None
 
     def wake_with(self, wake: Callable[[], None]) -> None:
@@ -145,6 +148,19 @@ class Residency:
         """Pages that `reclaim` could free."""
         return sum(len(resident.pages) for resident in self._residents.values() if resident.num_handles == 0)
 
+    @property
+    def num_held_pages(self) -> int:
+        """Pages that adapters have in the pool, those that drain among them."""
+        return sum(len(resident.pages) for resident in (*self._residents.values(), *self._draining))
+
+    @property
+    def pull_counts(self) -> PullCounts:
+        return self._puller.counts
+
+    def ranks(self) -> dict[AdapterKey, int]:
+        """Of the adapters in the pool."""
+        return {key: resident.rank for key, resident in self._residents.items()}
+
     def tiers(self) -> tuple[tuple[AdapterKey, ...], tuple[AdapterKey, ...], tuple[AdapterKey, ...]]:
         """Keys in the pool, on the host, on the disk: each under every tier that holds it."""
         return tuple(self._residents), self._host.keys(), self._puller.disk_keys()
@@ -218,8 +234,11 @@ class Residency:
         if not self._free_slots:
             self._evict_one()
         self.reclaim(image.num_pages)
-        resident = Resident(key, self._free_slots.pop(), self._pool.allocate(image.num_pages, owner=_owner(key)))
+        resident = Resident(key, self._free_slots.pop(), self._pool.allocate(image.num_pages, owner=_owner(key)), rank=image.rank)
+        started = time.monotonic()
         self._copy(image, resident)
+        self.num_loads += 1
+        self.load_s += time.monotonic() - started
         self._residents[key] = resident
         log.debug("adapter.loaded", extra={"form_digest": key.form_digest, "num_pages": image.num_pages, "slot": resident.slot})
         return resident

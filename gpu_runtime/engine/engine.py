@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from gpu_runtime.adapters.residency import Residency
 from gpu_runtime.core import AdapterKey, FinishReason, Request, RequestState, StepOutput
 from gpu_runtime.engine.runner import Runner
-from gpu_runtime.engine.state import EngineState, ResidentAdapter
+from gpu_runtime.engine.state import EngineCounts, EngineState, ResidentAdapter
 from gpu_runtime.kernels.sample import Sampled
 from gpu_runtime.memory.pages import PagePool
-from gpu_runtime.scheduling.queues import Ticket
+from gpu_runtime.scheduling.queues import Queue, Ticket
 from gpu_runtime.scheduling.scheduler import Failed, Schedule, Scheduled, Scheduler
 
 Clock = Callable[[], float]
@@ -47,6 +48,9 @@ class Engine:
         self._seeds = random.Random()  # noqa: S311 - seeds of sampling, not a secret
         self._ended: list[Failed] = []
         self._is_blocked = False
+        self._num_step_tokens = 0
+        self._num_generated_tokens = 0
+        self._batch_sizes: Counter[int] = Counter()
 
     # ---- requests ----
 
@@ -127,6 +131,11 @@ class Engine:
             max_rank=self._max_rank,
             num_slots=self._num_slots,
             residents=self._residents(),
+            num_adapter_pages=self.residency.num_held_pages,
+            num_idle_pages=self.residency.num_idle_pages,
+            running_adapters=_adapters(self.scheduler.running),
+            waiting_adapters=_adapters(self.scheduler.waiting),
+            counts=self._counts(),
         )
 
     def check_integrity(self) -> None:
@@ -135,21 +144,40 @@ class Engine:
 
     def _residents(self) -> tuple[ResidentAdapter, ...]:
         pool, host, disk = self.residency.tiers()
+        ranks = self.residency.ranks()
         tiers = {
             **{key: ResidentAdapter(key, "disk") for key in disk},
             **{key: ResidentAdapter(key, "host") for key in host},
-            **{key: ResidentAdapter(key, "pool") for key in pool},
+            **{key: ResidentAdapter(key, "pool", ranks[key]) for key in pool},
         }
         return tuple(tiers.values())
+
+    def _counts(self) -> EngineCounts:
+        return EngineCounts(
+            num_step_tokens=self._num_step_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_preemptions=self.scheduler.num_preemptions,
+            num_loads=self.residency.num_loads,
+            load_s=self.residency.load_s,
+            num_evictions=self.residency.num_evictions,
+            batch_sizes=dict(self._batch_sizes),
+            pulls=self.residency.pull_counts,
+        )
 
     # ---- inside ----
 
     def _emit(self, schedule: Schedule, sampled: list[tuple[Scheduled, Sampled]]) -> list[StepOutput]:
         for item in schedule.items:
             item.request.num_computed = item.end
+        self._count(schedule)
         failed, self._ended = self._ended, []
         self._is_blocked = not schedule.items and not failed
         return [*map(_failure, failed), *(self._advance(item.ticket, choice) for item, choice in sampled)]
+
+    def _count(self, schedule: Schedule) -> None:
+        if schedule.items:
+            self._batch_sizes[len(schedule.items)] += 1
+            self._num_step_tokens += sum(item.end - item.start for item in schedule.items)
 
     def _advance(self, ticket: Ticket, choice: Sampled) -> StepOutput:
         """Append the chosen token, or end a request whose logits are not numbers."""
@@ -157,6 +185,7 @@ class Engine:
         if choice.token_id is None:
             return self._end(ticket, FinishReason.ERROR, error="the adapter made the model's logits NaN or infinite")
         request.output_ids.append(choice.token_id)
+        self._num_generated_tokens += 1
         reason = self._finish_reason(request, choice.token_id)
         if reason is not None:
             self._end(ticket, reason)
@@ -171,6 +200,10 @@ class Engine:
         self.scheduler.finish(ticket)
         ticket.request.finish_reason = reason
         return StepOutput(ticket.request.request_id, None, finish_reason=reason, error=error, retryable=retryable)
+
+
+def _adapters(queue: Queue) -> frozenset[AdapterKey]:
+    return frozenset(ticket.request.adapter for ticket in queue if ticket.request.adapter is not None)
 
 
 def _failure(failed: Failed) -> StepOutput:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
+from gpu_runtime.adapters.pull import PullCounts
 from gpu_runtime.core import AdapterKey
 
 Tier = Literal["pool", "host", "disk"]
@@ -13,10 +15,25 @@ Condition = Literal["starting", "ready", "draining", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class ResidentAdapter:
-    """An adapter that this process holds, with the tier nearest to the kernels."""
+    """An adapter that this process holds, with the tier nearest to the kernels; `rank` where that is the pool."""
 
     key: AdapterKey
     tier: Tier
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineCounts:
+    """What has happened since the start. `batch_sizes`: requests in a step -> how many steps had that many."""
+
+    num_step_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_loads: int = 0
+    load_s: float = 0.0
+    num_evictions: int = 0
+    batch_sizes: Mapping[int, int] = field(default_factory=dict)
+    pulls: PullCounts = field(default_factory=PullCounts)
 
 
 @dataclass(frozen=True)
@@ -32,3 +49,8 @@ class EngineState:
     max_rank: int
     num_slots: int
     residents: tuple[ResidentAdapter, ...] = ()
+    num_adapter_pages: int = 0
+    num_idle_pages: int = 0  # of adapters that nothing uses: part of num_adapter_pages
+    running_adapters: frozenset[AdapterKey] = frozenset()
+    waiting_adapters: frozenset[AdapterKey] = frozenset()
+    counts: EngineCounts = field(default_factory=EngineCounts)

@@ -6,6 +6,7 @@ what arrives here was authorised there, and the grant says so.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from gpu_runtime.server.errors import ApiError, invalid, unavailable
 from gpu_runtime.server.grants import GrantVerifier
 from gpu_runtime.server.health import Health
 from gpu_runtime.server.intake import Permission, admit, deadline_of, encode_prompts, engine_requests, read_body, sampling_for
+from gpu_runtime.server.metrics import RuntimeMetrics
 from gpu_runtime.server.openai import ChatRequest, CompletionRequest, GenerationRequest, read_request
 from gpu_runtime.server.replies import ChatShape, CompletionShape, Piece, Shape, Usage
 from gpu_runtime.server.stream import ClientGone, EventStream, Generation, StepLoop, as_json, client_closed
@@ -30,6 +32,8 @@ from gpu_runtime.server.text import Text
 from registry.wire import FORM_DIGEST_HEADER, REQUEST_ID_HEADER, VERSION_DIGEST_HEADER, GrantClaims
 
 log = structlog.get_logger(__name__)
+
+ENDPOINTS: dict[type[GenerationRequest], str] = {CompletionRequest: "completions", ChatRequest: "chat"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Exchange:
     """One request as the log tells it: once, when it is over."""
 
     claims: GrantClaims
+    metrics: RuntimeMetrics
+    endpoint: str
     started_s: float = field(default_factory=time.monotonic)
     num_prompt_tokens: int = 0
     first_token_s: float | None = None
@@ -77,6 +83,12 @@ class Exchange:
         reasons = [] if self.generation is None else self.generation.finish_reasons
         if self.generation is not None:
             self.generation.close()
+        self.metrics.finished(
+            endpoint=self.endpoint,
+            status=200 if failure is None else failure.status,
+            num_prompt_tokens=usage.num_prompt_tokens,
+            duration_s=time.monotonic() - self.started_s,
+        )
         log.info(
             "request.finished",
             request_id=self.claims.jti,
@@ -98,10 +110,12 @@ def create_app(serving: Serving) -> FastAPI:
     """The application over a started engine loop. Nothing in it blocks the event loop."""
     app = FastAPI(title="Lorary replica", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.serving = serving
+    app.state.metrics = RuntimeMetrics(serving.engine.state, serving.health)
     app.add_api_route("/v1/completions", _completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions", _chat, methods=["POST"])
     app.add_api_route("/livez", _livez, methods=["GET"])
     app.add_api_route("/readyz", _readyz, methods=["GET"])
+    app.add_api_route("/metrics", _metrics, methods=["GET"])
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_crash)
@@ -124,6 +138,17 @@ async def _readyz(http: HttpRequest) -> Response:
     return _serving(http).health.ready()
 
 
+async def _metrics(http: HttpRequest) -> Response:
+    """Open to whoever reaches this port, which is the registry's side of the network: the front door relays two paths, not this."""
+    content, media_type = await asyncio.to_thread(_metrics_of(http).exposition, http.headers.get("accept", ""))
+    return Response(content, media_type=media_type)
+
+
+def _metrics_of(http: HttpRequest) -> RuntimeMetrics:
+    metrics: RuntimeMetrics = http.app.state.metrics
+    return metrics
+
+
 def _serving(http: HttpRequest) -> Serving:
     serving: Serving = http.app.state.serving
     return serving
@@ -132,8 +157,8 @@ def _serving(http: HttpRequest) -> Serving:
 async def _serve(http: HttpRequest, *, kind: type[GenerationRequest]) -> Response:
     serving = _serving(http)
     _refuse_when_full(serving)
-    permission = admit(http, verifier=serving.verifier)
-    exchange = Exchange(permission.claims)
+    permission = _admit(http, serving)
+    exchange = Exchange(permission.claims, _metrics_of(http), ENDPOINTS[kind])
     try:
         return await _answer(http, serving, permission, exchange, kind=kind)
     except ApiError as error:
@@ -147,6 +172,14 @@ async def _serve(http: HttpRequest, *, kind: type[GenerationRequest]) -> Respons
             exchange.finish()
 
 
+def _admit(http: HttpRequest, serving: Serving) -> Permission:
+    try:
+        return admit(http, verifier=serving.verifier)
+    except ApiError as error:
+        _metrics_of(http).grant_refused(error.code)
+        raise
+
+
 async def _answer(
     http: HttpRequest, serving: Serving, permission: Permission, exchange: Exchange, *, kind: type[GenerationRequest]
 ) -> Response:
@@ -155,12 +188,13 @@ async def _answer(
     prompts = await encode_prompts(asked, text=serving.text, context_tokens=serving.context_tokens)
     exchange.num_prompt_tokens = sum(map(len, prompts))
     params = sampling_for(asked, prompts, claims=permission.claims, context_tokens=serving.context_tokens)
-    exchange.generation = Generation(serving.engine, serving.text)
+    exchange.generation = Generation(serving.engine, serving.text, paused=exchange.metrics.paused)
     exchange.generation.watch(http.receive)
     _submit(exchange.generation, engine_requests(prompts, params, permission=permission, deadline_s=deadline_s), grant=permission.token)
     batches = exchange.generation.batches()
     first = await anext(batches)  # before any header goes out, so that what fails early fails with its own status
     exchange.first_token_s = time.monotonic()
+    exchange.metrics.began(has_adapter=permission.adapter is not None, after_s=exchange.first_token_s - exchange.started_s)
     shape = _shape(asked, prompts, serving.text, permission.claims)
     if asked.stream:
         exchange.streams = True

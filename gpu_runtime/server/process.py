@@ -71,7 +71,7 @@ def _build(config: RuntimeConfig) -> Replica:
     loop = EngineLoop(engine)
     verifier = GrantVerifier()
     agent = ReplicaAgent(loop, registry_url=registry_url, key=key, url=config.url, base_digest=base_digest, verifier=verifier)
-    health = Health(loop.state, lambda: agent.replica_id is not None)
+    health = Health(loop.state, lambda: agent.replica_id is not None, registry_error=lambda: agent.last_error)
     serving = Serving(loop, text, verifier, health, context_tokens=engine.scheduler.limits.max_model_len, max_waiting=config.max_waiting)
     options = uvicorn.Config(
         create_app(serving),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -102,11 +103,15 @@ class ChoiceText:
 class Generation:
     """The engine requests of one HTTP request, read in one place. Lives on one event loop; `close` always.
 
+    `paused` hears the seconds between two tokens of one choice, as they come here.
+
     What waits here unread is bounded by the requests' own max_tokens.
     """
 
-    def __init__(self, engine: StepLoop, text: Text) -> None:
+    def __init__(self, engine: StepLoop, text: Text, *, paused: Callable[[float], None] = lambda _: None) -> None:
         self._engine = engine
+        self._paused = paused
+        self._spoke_at: dict[str, float] = {}
         self._text = text
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[StepOutput | None] = asyncio.Queue()  # None: the client has left
@@ -168,12 +173,21 @@ class Generation:
             return ()  # the tail of a choice that a stop string has ended
         if output.finish_reason is not None:
             self._running.discard(output.request_id)
+        self._time(output)
         choice = self._choices[output.request_id]
         piece = choice.push(output)
         if choice.finish_reason is not None and output.request_id in self._running:
             self._running.discard(output.request_id)
             self._engine.cancel(output.request_id)
         return (piece,)
+
+    def _time(self, output: StepOutput) -> None:
+        if output.token_id is None:
+            return
+        now_s = time.monotonic()
+        if output.request_id in self._spoke_at:
+            self._paused(now_s - self._spoke_at[output.request_id])
+        self._spoke_at[output.request_id] = now_s
 
     async def _until_disconnect(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

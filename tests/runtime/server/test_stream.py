@@ -325,6 +325,7 @@ def test_health_says_what_is_missing(world: World, model_dir: Path) -> None:
         response = replica.get("/readyz")
         assert response.status_code == 503
         assert response.json()["checks"] == {"model_loaded": True, "registered": False, "admitting": True}
+        assert response.json()["reasons"] == ["the registry does not know this replica"]
         replica.health.draining = True
         assert replica.get("/readyz").json()["checks"]["admitting"] is False
         refused = replica.post("/v1/completions", {"model": "m", "prompt": "x"})
