@@ -25,6 +25,7 @@ from registry.middleware import BodyLimit, RequestContext
 from registry.openapi import install_openapi
 from registry.outbound import make_outbound_client
 from registry.problems import install_error_handlers
+from registry.quotas import endpoints as quotas
 from registry.readiness import make_readiness
 from registry.sealing import make_sealer
 from registry.secrets import endpoints as secrets
@@ -75,7 +76,7 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(health.router)
-    for domain in (tenants, audit, secrets, webhooks, jobs, blobs, uploads, base_models, adapters, serving):
+    for domain in (tenants, audit, secrets, webhooks, quotas, jobs, blobs, uploads, base_models, adapters, serving):
         app.include_router(domain.router, prefix=API_PREFIX)
     app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
     app.include_router(hub.router, prefix=API_PREFIX)

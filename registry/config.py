@@ -123,6 +123,11 @@ class Settings(EnvironmentSettings):
     job_max_attempts: int = Field(default=5, ge=1)
     job_drain_s: float = Field(default=15.0, ge=0, description="How long a worker finishes its job after SIGTERM before it gives it back.")
     max_running_jobs_per_tenant: int = Field(default=8, ge=0, description="Jobs of one tenant that run at the same time; 0: any number.")
+    quota_bytes: int | None = Field(default=None, ge=0, description="Bytes of a tenant whose quota says nothing; unset: any number.")
+    quota_adapters: int | None = Field(default=None, ge=0, description="Likewise, adapters.")
+    quota_versions_per_day: int | None = Field(default=None, ge=0, description="Likewise, versions made in a day of UTC.")
+    quota_requests_per_minute: int | None = Field(default=None, ge=0, description="Likewise, inference requests.")
+    quota_tokens_per_minute: int | None = Field(default=None, ge=0, description="Likewise, prompt and completion tokens.")
     worker_queues: str = Field(default="cpu,gpu", pattern=r"^[a-z0-9_.-]+(,[a-z0-9_.-]+)*$", description="Queues that a worker serves.")
 
     broker_url: SecretStr = Field(default=SecretStr(""), description="redis:// or amqp:// of the broker of job hints; none: workers poll.")

@@ -5,6 +5,7 @@
     |- BadRequest                 400  the request cannot be read at all (cursor, header, path)
     |- Unauthenticated            401
     |- Forbidden                  403  the key is known but lacks a scope
+    |- QuotaExceeded              403  the tenant has as much as it may have
     |- NotFound                   404  absent, or another tenant's: the two are never told apart
     |- Conflict                   409
     |- PreconditionFailed         412  compare-and-swap lost
@@ -100,6 +101,10 @@ class Unauthenticated(RegistryError):
 
 class Forbidden(RegistryError):
     status, code, title = 403, "forbidden", "API key lacks a scope"
+
+
+class QuotaExceeded(RegistryError):
+    status, code, title = 403, "quota_exceeded", "Quota exceeded"
 
 
 class NotFound(RegistryError):

@@ -7,6 +7,7 @@ import registry.audit.models
 import registry.base_models.models
 import registry.blobs.models
 import registry.jobs.models
+import registry.quotas.models
 import registry.secrets.models
 import registry.serving.models
 import registry.tenants.models

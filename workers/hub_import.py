@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -27,10 +27,13 @@ from registry.blobs import service as blobs
 from registry.blobs.store import CHUNK_BYTES, BlobStore
 from registry.config import Settings
 from registry.db import Database, WriteSession
-from registry.errors import Conflict, Invalid, RegistryError, Unavailable
+from registry.errors import Conflict, Invalid, QuotaExceeded, RateLimited, RegistryError, Unavailable
 from registry.jobs import service as jobs
 from registry.jobs.service import Claim, StaleFence
 from registry.outbound import OutboundClient, OutboundFailed, make_outbound_client
+from registry.quotas import service as quotas
+from registry.quotas.schemas import Measure
+from registry.quotas.service import Limits
 from registry.sealing import Sealer, make_sealer
 from registry.secrets import service as secrets
 from registry.tenants.auth import TenantSubject
@@ -98,6 +101,7 @@ class HubImport:
     max_rank: int
     max_bytes: int
     timeout_s: float
+    limits: Limits  # of tenants without a quota of their own
 
     def run(self, claim: Claim, attempt: Attempt) -> Publish:
         wanted = Wanted.of(claim)
@@ -111,7 +115,7 @@ class HubImport:
             if refused.status >= 500:  # ours: the store is full or away
                 raise
             return _refusal(refused.error_code, refused.detail)
-        return lambda session: _publish(session, wanted, fetched)
+        return lambda session: _publish(session, wanted, fetched, limits=self.limits)
 
     def give_up(self, _session: WriteSession, _tenant_id: str | None, _payload: Mapping[str, Any], _code: str, _detail: str) -> None:
         """Nothing waits for an import but its job; blobs that it stored are the garbage collector's."""
@@ -120,11 +124,18 @@ class HubImport:
         source = HubSource(self.outbound, endpoint=wanted.endpoint, repo=wanted.repo, token=self._token(wanted), timeout_s=self.timeout_s)
         commit = source.commit(wanted.revision)
         files = choose(commit, max_bytes=self.max_bytes)
+        self._require_room(wanted, files)
         progress = Progress(lambda values: self._tell(claim, values), total_bytes=sum(file.size for file in files))
         digests = {file.path: self._keep(wanted, source, commit, file, progress=progress, attempt=attempt) for file in files}
         pushed = PushIn(files=digests, base_model=wanted.base_model)
         checked = push.check(self.database, self.store, wanted.subject.tenant_id, pushed, max_rank=self.max_rank)
         return Fetched(commit, pushed, checked)
+
+    def _require_room(self, wanted: Wanted, files: Sequence[HubFile]) -> None:
+        """Before gigabytes are copied. Files whose digest the hub does not tell are small."""
+        missing = sum(file.size for file in files if file.sha256 is None or not self._has(wanted, file.sha256))
+        with self.database.read() as session:
+            quotas.require_room(session, wanted.subject.tenant_id, Measure.BYTES, missing, defaults=self.limits)
 
     def _token(self, wanted: Wanted) -> str | None:
         if wanted.token_secret is None:
@@ -166,7 +177,7 @@ class HubImport:
         finally:
             upload.abort()
         with self.database.write() as session:
-            blobs.record_upload(session, wanted.subject, sha256, size=size)
+            blobs.record_upload(session, wanted.subject, sha256, size=size, defaults=self.limits)
 
 
 def make_hub_import(settings: Settings, database: Database, store: BlobStore) -> HubImport:
@@ -178,6 +189,7 @@ def make_hub_import(settings: Settings, database: Database, store: BlobStore) ->
         max_rank=settings.max_adapter_rank,
         max_bytes=settings.max_import_bytes,
         timeout_s=settings.import_timeout_s,
+        limits=quotas.defaults_of(settings),
     )
 
 
@@ -213,11 +225,11 @@ def _copy(source: HubSource, commit: HubCommit, file: HubFile, spool: BinaryIO, 
     return hasher.digest
 
 
-def _publish(session: WriteSession, wanted: Wanted, fetched: Fetched) -> Mapping[str, Any]:
+def _publish(session: WriteSession, wanted: Wanted, fetched: Fetched, *, limits: Limits) -> Mapping[str, Any]:
     try:
         with session.begin_nested():
-            recorded = push.record(session, wanted.subject, wanted.name, fetched.pushed, fetched.checked)
-    except (Invalid, Conflict) as refused:  # the adapter is another base model's, the name a base model's, ...
+            recorded = push.record(session, wanted.subject, wanted.name, fetched.pushed, fetched.checked, defaults=limits)
+    except (Invalid, Conflict, QuotaExceeded, RateLimited) as refused:  # the adapter is another base model's, the quota is used up, ...
         return {"outcome": "refused", "code": refused.error_code, "detail": refused.detail}
     tenant_id = wanted.subject.tenant_id
     version = adapters.version_by_id(session, tenant_id, recorded.version_id)

@@ -37,9 +37,12 @@ from registry.errors import (
     NotFound,
     PreconditionFailed,
     PreconditionRequired,
+    QuotaExceeded,
+    RateLimited,
     problem_responses,
 )
 from registry.pagination import Cursor, Limit, Page, make_page
+from registry.quotas.endpoints import DefaultsDep
 from registry.tenants.auth import SubjectDep, TenantSubject, require
 
 
@@ -97,7 +100,7 @@ def delete_adapter(name: AdapterName, *, subject: Writer, session: WriteSessionD
 @router.post(
     "/{name}/versions",
     status_code=201,
-    responses=problem_responses(BadRequest, Forbidden, Invalid, Conflict)
+    responses=problem_responses(BadRequest, Forbidden, QuotaExceeded, Invalid, Conflict, RateLimited)
     | {200: {"description": "These bytes are a version already.", "model": PushOut}},
 )
 def push_version(
@@ -109,6 +112,7 @@ def push_version(
     database: DatabaseDep,
     store: BlobStoreDep,
     settings: SettingsDep,
+    defaults: DefaultsDep,
 ) -> PushOut:
     """Name uploaded blobs as a version, creating the adapter where there is none.
 
@@ -116,7 +120,7 @@ def push_version(
     """
     checked = push.check(database, store, subject.tenant_id, wanted, max_rank=settings.max_adapter_rank)
     with database.write() as session:
-        recorded = push.record(session, subject, name, wanted, checked)
+        recorded = push.record(session, subject, name, wanted, checked, defaults=defaults)
         version = repository.version_by_id(session, subject.tenant_id, recorded.version_id)
         assert version is not None, "recorded in this very transaction"
         shown = service.describe_version(version).model_dump()

@@ -30,6 +30,9 @@ from registry.db import Database, ReadSession, WriteSession
 from registry.errors import Conflict, Invalid
 from registry.jobs import service as jobs
 from registry.jobs.models import Job
+from registry.quotas import service as quotas
+from registry.quotas.schemas import Measure
+from registry.quotas.service import Allowance, Limits
 from registry.tenants.auth import TenantSubject
 
 
@@ -88,15 +91,20 @@ def _check(database: Database, store: BlobStore, tenant_id: str, wanted: PushIn,
     return CheckedPush(manifest, base.id, base.name, accepted)
 
 
-def record(session: WriteSession, subject: TenantSubject, name: str, wanted: PushIn, checked: CheckedPush) -> Recorded:
-    """The version of these bytes: a new one, or the one that is there, revived where it was rejected or deleted."""
+def record(session: WriteSession, subject: TenantSubject, name: str, wanted: PushIn, checked: CheckedPush, *, defaults: Limits) -> Recorded:
+    """The version of these bytes: a new one, or the one that is there, revived where it was rejected or deleted.
+
+    Raises QuotaExceeded and RateLimited under the tenant's quota, or `defaults`.
+    """
+    allowance = quotas.allowance(session, subject.tenant_id, Measure.ADAPTERS, Measure.VERSIONS, defaults=defaults)
     _refuse_base_model_name(session, name)
     _require_base_model(session, checked)
-    adapter = _adapter(session, subject, name, wanted, checked)
+    adapter = _adapter(session, subject, name, wanted, checked, allowance=allowance)
     version = repository.version_by_content(
         session, subject.tenant_id, adapter.id, version_digest=checked.manifest.digest, base_model_id=checked.base_model_id
     )
     if version is None:
+        allowance.spend(session, Measure.VERSIONS, 1)
         version = _add_version(session, subject, adapter, checked)
         return Recorded(version.id, True, _start_validation(session, subject, version, adapter=adapter))
     return Recorded(version.id, False, _revive(session, subject, version, adapter=adapter))
@@ -148,11 +156,17 @@ def _require_base_model(session: WriteSession, checked: CheckedPush) -> None:
         raise Conflict(f"base model {checked.base_model!r} was deleted a moment ago", field="base_model", value=checked.base_model)
 
 
-def _adapter(session: WriteSession, subject: TenantSubject, name: str, wanted: PushIn, checked: CheckedPush) -> Adapter:
+def _adapter(
+    session: WriteSession, subject: TenantSubject, name: str, wanted: PushIn, checked: CheckedPush, *, allowance: Allowance
+) -> Adapter:
     """The adapter, locked: created, restored or as it is."""
-    found = repository.adapter(session, subject.tenant_id, name, with_deleted=True) or _create(session, subject, name, checked)
+    found = repository.adapter(session, subject.tenant_id, name, with_deleted=True)
+    if found is None:
+        allowance.spend(session, Measure.ADAPTERS, 1)
+        found = _create(session, subject, name, checked)
     adapter = repository.lock_adapter(session, subject.tenant_id, found.id)
     if adapter.deleted_at is not None:
+        allowance.spend(session, Measure.ADAPTERS, 1)
         adapter.deleted_at, adapter.base_model_id = None, checked.base_model_id
         _audit(session, subject, "adapter.restored", adapter)
     if adapter.base_model_id != checked.base_model_id:

@@ -7,14 +7,15 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Select, exists, func, select
+from sqlalchemy import Select, exists, func, literal, select
 from sqlalchemy.orm import joinedload, selectinload
 
 from registry.adapters.models import DELETED, READY, Adapter, AdapterVersion, Alias, AliasMove
-from registry.db import ReadSession, WriteSession
+from registry.db import ReadSession, UtcDateTime, WriteSession
 from registry.jobs.models import FINAL, Job
 from registry.jobs.service import VALIDATE_VERSION
 from registry.pagination import after_cursor, decode_cursor
+from registry.quotas.service import day_start
 from registry.tenants.limits import Prefixes, name_within
 
 
@@ -29,6 +30,16 @@ def adapter(session: ReadSession, tenant_id: str, name: str, *, with_deleted: bo
     if not with_deleted:
         statement = statement.where(Adapter.deleted_at.is_(None))
     return session.scalar(statement)
+
+
+def num_adapters(session: ReadSession, tenant_id: str) -> int:
+    return session.scalar(select(func.count()).where(Adapter.tenant_id == tenant_id, Adapter.deleted_at.is_(None))) or 0
+
+
+def num_versions_today(session: ReadSession, tenant_id: str) -> int:
+    """Made in this day of UTC, whatever became of them."""
+    made = AdapterVersion.created_at >= literal(day_start(session), UtcDateTime())
+    return session.scalar(select(func.count()).where(AdapterVersion.tenant_id == tenant_id, made)) or 0
 
 
 def lock_adapter(session: WriteSession, tenant_id: str, adapter_id: str) -> Adapter:

@@ -14,9 +14,14 @@ from registry.audit import service as audit
 from registry.base_models.schemas import Failure
 from registry.db import ReadSession, WriteSession, database_time
 from registry.errors import Invalid, NotFound
+from registry.quotas.schemas import Measure
+from registry.quotas.service import measure
 from registry.tenants.auth import TenantSubject
 
 DEFAULT_ALIAS = "default"
+
+measure(Measure.ADAPTERS, repository.num_adapters)
+measure(Measure.VERSIONS, repository.num_versions_today)
 
 _REFERENCE = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]{0,62})(@(?P<at>[a-z0-9][a-z0-9._-]{0,62}))?")
 

@@ -12,13 +12,27 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from registry import metrics
-from registry.blobs import service
+from registry.blobs import repository, service
 from registry.blobs.models import Blob
 from registry.blobs.schemas import BlobOut, Sha256Path
 from registry.blobs.store import CHUNK_BYTES, BlobMissing, BlobStore, Upload
 from registry.config import Settings
 from registry.db import Database, DatabaseDep
-from registry.errors import BadRequest, Forbidden, Invalid, NotFound, RangeNotSatisfiable, StorageFull, TooLarge, problem_responses
+from registry.errors import (
+    BadRequest,
+    Forbidden,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+    RangeNotSatisfiable,
+    StorageFull,
+    TooLarge,
+    problem_responses,
+)
+from registry.quotas import service as quotas
+from registry.quotas.endpoints import DefaultsDep
+from registry.quotas.schemas import Measure
+from registry.quotas.service import Limits
 from registry.tenants.auth import TenantSubject, require
 
 router = APIRouter(prefix="/blobs", tags=["blobs"])
@@ -50,7 +64,7 @@ SettingsDep = Annotated[Settings, Depends(_settings)]
 @router.put(
     "/{sha256}",
     status_code=201,
-    responses=problem_responses(BadRequest, Forbidden, Invalid, TooLarge, StorageFull)
+    responses=problem_responses(BadRequest, Forbidden, QuotaExceeded, Invalid, TooLarge, StorageFull)
     | {200: {"description": "The tenant had these bytes.", "model": BlobOut}},
 )
 async def put_blob(
@@ -62,10 +76,15 @@ async def put_blob(
     store: BlobStoreDep,
     database: DatabaseDep,
     settings: SettingsDep,
+    defaults: DefaultsDep,
 ) -> BlobOut:
     """Upload bytes under their sha256. They are hashed on the way in; a wrong digest keeps nothing."""
     max_bytes = settings.max_inline_blob_bytes
     _refuse_announced_excess(request, max_bytes=max_bytes)
+    announced = _announced(request)
+    room = await run_in_threadpool(_room, database, subject, sha256, announced=announced, defaults=defaults)
+    if room is not None and not announced:
+        max_bytes = min(max_bytes, room)
     upload = await run_in_threadpool(store.begin, subject.tenant_id, sha256, max_bytes=max_bytes)
     try:
         await receive(request, upload)
@@ -73,7 +92,7 @@ async def put_blob(
     finally:
         upload.abort()  # not in the thread pool: a cancelled request may await nothing more
     metrics.blob_bytes.labels("in").inc(size)
-    added, out = await run_in_threadpool(_record, database, subject, sha256, size=size)
+    added, out = await run_in_threadpool(_record, database, subject, sha256, size=size, defaults=defaults)
     response.status_code = 201 if added else 200
     return out
 
@@ -162,14 +181,31 @@ def _blob_headers(blob: Blob) -> dict[str, str]:
 
 
 def _refuse_announced_excess(request: Request, *, max_bytes: int) -> None:
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_bytes:
+    announced = _announced(request)
+    if announced > max_bytes:
         raise TooLarge(
             f"Content-Length {announced} is over the {max_bytes} bytes a blob may have here; use POST /api/v1/uploads",
             field="Content-Length",
             value=announced,
             remedy=f"stay within {max_bytes} bytes",
         )
+
+
+def _announced(request: Request) -> int:
+    """Content-Length; 0 where the client does not know it yet."""
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isdigit() else 0
+
+
+def _room(database: Database, subject: TenantSubject, sha256: str, *, announced: int, defaults: Limits) -> int | None:
+    """How much the tenant may still store; None for no limit, or for what it has already. Raises QuotaExceeded.
+
+    Before bytes move, so that what cannot be kept is not stored first. The binding look is taken when they are recorded.
+    """
+    with database.read() as session:
+        if repository.sizes(session, subject.tenant_id, [sha256]):
+            return None
+        return quotas.require_room(session, subject.tenant_id, Measure.BYTES, max(1, announced), defaults=defaults)
 
 
 async def receive(request: Request, upload: Upload) -> None:
@@ -186,8 +222,8 @@ async def receive(request: Request, upload: Upload) -> None:
     await run_in_threadpool(upload.write, bytes(held))
 
 
-def _record(database: Database, subject: TenantSubject, sha256: str, *, size: int) -> tuple[bool, BlobOut]:
+def _record(database: Database, subject: TenantSubject, sha256: str, *, size: int, defaults: Limits) -> tuple[bool, BlobOut]:
     with database.write() as session:
-        added = service.record_upload(session, subject, sha256, size=size)
+        added = service.record_upload(session, subject, sha256, size=size, defaults=defaults)
         blob = service.get(session, subject.tenant_id, sha256)
         return added, BlobOut(sha256=blob.sha256, size=blob.size, created_at=blob.created_at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from registry.blobs.models import Blob
@@ -19,6 +19,10 @@ def sizes(session: ReadSession, tenant_id: str, digests: Collection[str]) -> dic
     """Bytes by digest, of those that the tenant has."""
     rows = session.execute(select(Blob.sha256, Blob.size).where(Blob.tenant_id == tenant_id, Blob.sha256.in_(digests)))
     return {row.sha256: row.size for row in rows}
+
+
+def total_bytes(session: ReadSession, tenant_id: str) -> int:
+    return int(session.scalar(select(func.coalesce(func.sum(Blob.size), 0)).where(Blob.tenant_id == tenant_id)) or 0)
 
 
 def add(session: WriteSession, tenant_id: str, sha256: str, *, size: int) -> bool:

@@ -12,9 +12,14 @@ from registry.blobs.store import STALE_UPLOAD_S, BlobMissing, BlobStore
 from registry.config import Settings
 from registry.db import ReadSession, WriteSession
 from registry.errors import RegistryError
+from registry.quotas import service as quotas
+from registry.quotas.schemas import Measure
+from registry.quotas.service import Limits
 from registry.tenants.auth import SYSTEM, TenantSubject
 
 log = structlog.get_logger(__name__)
+
+quotas.measure(Measure.BYTES, repository.total_bytes)
 
 
 def open_blob_store(settings: Settings) -> BlobStore:
@@ -37,12 +42,28 @@ def remove_stale_uploads(store: BlobStore, *, ttl_s: float) -> None:
         log.info("blob_store.swept", removed=removed)
 
 
-def record_upload(session: WriteSession, subject: TenantSubject, sha256: str, *, size: int) -> bool:
-    """Called after the bytes are durable. True where the tenant did not have them before."""
+def record_upload(session: WriteSession, subject: TenantSubject, sha256: str, *, size: int, defaults: Limits | None) -> bool:
+    """Called after the bytes are durable. True where the tenant did not have them before.
+
+    Raises QuotaExceeded under the tenant's quota, or `defaults`; None: they were reserved before, and count already.
+    """
+    if repository.get(session, subject.tenant_id, sha256) is not None:
+        return False
+    if defaults is not None and not _spend(session, subject.tenant_id, sha256, size=size, defaults=defaults):
+        return False
     added = repository.add(session, subject.tenant_id, sha256, size=size)
     if added:
         audit.record(session, subject, "blob.created", "blob", sha256, after={"size": size}, tenant_id=subject.tenant_id)
     return added
+
+
+def _spend(session: WriteSession, tenant_id: str, sha256: str, *, size: int, defaults: Limits) -> bool:
+    """False where another upload of the same bytes was recorded while this one waited for the lock."""
+    allowance = quotas.allowance(session, tenant_id, Measure.BYTES, defaults=defaults)
+    if repository.sizes(session, tenant_id, [sha256]):
+        return False
+    allowance.spend(session, Measure.BYTES, size)
+    return True
 
 
 def forget(session: WriteSession, tenant_id: str, sha256: str) -> None:

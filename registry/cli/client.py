@@ -90,6 +90,9 @@ class RegistryClient:
     def put(self, route: str, body: Mapping[str, Any], *, headers: Mapping[str, str]) -> Json:
         return self._json("PUT", route, json=dict(body), headers=dict(headers))
 
+    def patch(self, route: str, body: Mapping[str, Any]) -> Json:
+        return self._json("PATCH", route, json=dict(body))
+
     def delete(self, route: str, *, headers: Mapping[str, str] | None = None) -> None:
         self.request("DELETE", route, headers=dict(headers or {}))
 

@@ -13,9 +13,9 @@ from sqlalchemy.orm import aliased
 from registry.db import ReadSession, UtcDateTime, WriteSession, database_time, utc_now
 from registry.jobs.models import PROGRESS, QUEUED, RUNNING, Job, JobEvent
 from registry.pagination import after_cursor
+from registry.quotas.models import UNLIMITED, Quota
 from registry.tenants.auth import Subject
 from registry.tenants.limits import name_within
-from registry.tenants.models import Tenant
 
 TOP_PRIORITY = 9
 AGED_S = 600.0
@@ -60,7 +60,8 @@ def next_claimable(
 ) -> Row[str, str | None] | None:
     """(id, tenant id) of the job that goes next, unlocked: highest priority first, then the one that has waited longest.
 
-    Queued and due, or running under a lease that ran out; of a tenant that runs fewer than `max_running` (0: any number).
+    Queued and due, or running under a lease that ran out; of a tenant that runs fewer than its quota, or `max_running`
+    (0: any number) where that says nothing.
     Jobs of one tick of the database's clock (SQLite's is a millisecond) go in no particular order.
     """
     aged_at = literal(database_time(session) - dt.timedelta(seconds=AGED_S), UtcDateTime())
@@ -72,9 +73,8 @@ def next_claimable(
     return session.execute(ordered).one_or_none()
 
 
-def lock_quota(session: WriteSession, tenant_id: str) -> None:
-    """One claimer of a tenant at a time; SQLite's write transaction is alone anyway."""
-    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
+def num_running(session: ReadSession, tenant_id: str) -> int:
+    return session.scalar(select(func.count()).where(Job.tenant_id == tenant_id, _is_running(Job))) or 0
 
 
 def lock_claimable(session: WriteSession, job_id: str, *, kinds: Collection[str], max_running: int) -> Job | None:
@@ -86,16 +86,15 @@ def lock_claimable(session: WriteSession, job_id: str, *, kinds: Collection[str]
 def _claimable(kinds: Collection[str], max_running: int) -> ColumnElement[bool]:
     due = and_(Job.state == QUEUED, Job.available_at <= utc_now())
     fit = and_(Job.kind.in_(kinds), or_(due, _lease_lost()), Job.attempt < Job.max_attempts, Job.cancel_requested.is_(False))
-    if not max_running:
-        return fit
     other = aliased(Job)
-    num_running = (
-        select(func.count())
-        .where(other.tenant_id == Job.tenant_id, other.state == RUNNING, other.lease_expires_at >= utc_now())
-        .correlate(Job)
-        .scalar_subquery()
-    )
-    return and_(fit, or_(Job.tenant_id.is_(None), num_running < max_running))
+    running = select(func.count()).where(other.tenant_id == Job.tenant_id, _is_running(other)).correlate(Job).scalar_subquery()
+    own = select(Quota.running_jobs).where(Quota.tenant_id == Job.tenant_id).correlate(Job).scalar_subquery()
+    limit = func.coalesce(own, max_running or UNLIMITED)
+    return and_(fit, or_(Job.tenant_id.is_(None), limit == UNLIMITED, running < limit))
+
+
+def _is_running(job: type[Job]) -> ColumnElement[bool]:
+    return and_(job.state == RUNNING, job.lease_expires_at >= utc_now())
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ from registry.db import ReadSession, WriteSession, database_time
 from registry.errors import Conflict, NotFound
 from registry.jobs import outbox, repository
 from registry.jobs.models import CANCELLED, DEFAULT_QUEUE, FAILED, FINAL, PROGRESS, QUEUED, RUNNING, STATE, SUCCEEDED, Job, JobEvent
+from registry.quotas import repository as quotas
+from registry.quotas.schemas import Measure
+from registry.quotas.service import measure
 from registry.tenants.auth import Subject
 
 DEFAULT_MAX_ATTEMPTS = 5
@@ -40,6 +43,9 @@ QUEUES: Mapping[str, str] = {}
 """Kind of job -> queue, for those that need another machine than `cpu`: workers can be split by queue."""
 PRIORITIES: Mapping[str, int] = {VALIDATE_VERSION: 5, FINALISE_UPLOAD: 5}
 """Kind of job -> priority, 0 to 9, where it is not 0: somebody waits in front of a push."""
+
+
+measure(Measure.JOBS, repository.num_running)
 
 
 def queue_of(kind: str) -> str:
@@ -151,7 +157,8 @@ def claim(
 ) -> Claim | None:
     """Take the job that goes next, or the one named `job_id` if it may be claimed. None: there is nothing to do.
 
-    A tenant runs at most `max_running` at a time (0: any number). The transaction must commit before the work begins.
+    A tenant runs at most what its quota says at a time, or `max_running` (0: any number) where that says nothing. The
+    transaction must commit before the work begins.
     """
     passed_over: set[str] = set()
     while True:
@@ -159,8 +166,8 @@ def claim(
         if found is None:
             return None
         passed_over.add(found.id)
-        if max_running and found.tenant_id is not None:
-            repository.lock_quota(session, found.tenant_id)  # before the job's row, as everybody who takes both
+        if found.tenant_id is not None:
+            quotas.lock(session, found.tenant_id)  # before the job's row, as everybody who takes both
         job = repository.lock_claimable(session, found.id, kinds=kinds, max_running=max_running)
         if job is not None and _take(session, job, owner=owner, lease_s=lease_s):
             return _claim_of(job, owner=owner, lease_s=lease_s)

@@ -15,7 +15,7 @@ from registry import metrics
 from registry.blobs.endpoints import BlobStoreDep, SettingsDep, receive
 from registry.blobs.store import PartedUpload
 from registry.db import Database, DatabaseDep, ReadSessionDep
-from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, StorageFull, TooLarge, problem_responses
+from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, QuotaExceeded, StorageFull, TooLarge, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
 from registry.tenants.auth import TenantSubject, require
 from registry.uploads import repository, service
@@ -41,7 +41,7 @@ ERRORS = problem_responses(BadRequest, Forbidden, NotFound, Invalid)
 @router.post(
     "",
     status_code=201,
-    responses=problem_responses(BadRequest, Forbidden, Invalid, Conflict, TooLarge, StorageFull)
+    responses=problem_responses(BadRequest, Forbidden, QuotaExceeded, Invalid, Conflict, TooLarge, StorageFull)
     | {200: {"description": "An upload of these bytes is open: go on with it.", "model": UploadProgress}},
 )
 def begin_upload(

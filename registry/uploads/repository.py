@@ -27,6 +27,12 @@ def live(session: ReadSession, tenant_id: str, sha256: str) -> LargeUpload | Non
     )
 
 
+def reserved_bytes(session: ReadSession, tenant_id: str) -> int:
+    """What the tenant's live uploads will have stored."""
+    statement = select(func.coalesce(func.sum(LargeUpload.size), 0))
+    return int(session.scalar(statement.where(LargeUpload.tenant_id == tenant_id, LargeUpload.state.in_(LIVE))) or 0)
+
+
 def count_live(session: ReadSession, tenant_id: str) -> int:
     statement = select(func.count()).select_from(LargeUpload).where(LargeUpload.tenant_id == tenant_id, LargeUpload.state.in_(LIVE))
     return session.scalar(statement) or 0

@@ -16,13 +16,17 @@ from registry.blobs import service as blobs
 from registry.blobs.store import BlobStore, PartedUpload
 from registry.config import Settings
 from registry.db import Database, ReadSession, WriteSession, database_time
-from registry.errors import Conflict, Invalid, NotFound, TooLarge
+from registry.errors import Conflict, Invalid, NotFound, QuotaExceeded, TooLarge
 from registry.jobs import service as jobs
+from registry.quotas import service as quotas
+from registry.quotas.schemas import Measure
 from registry.tenants.auth import Subject, TenantSubject
 from registry.uploads import repository
 from registry.uploads.models import ABORTED, DONE, EXPIRED, FINALISING, OPEN, REJECTED, LargeUpload
 
 MAX_PARTS = 10_000
+
+quotas.measure(Measure.BYTES, repository.reserved_bytes, reserved=True)
 
 
 class UploadMissing(NotFound):
@@ -37,13 +41,18 @@ class UploadMissing(NotFound):
 def begin(
     database: Database, store: BlobStore, subject: TenantSubject, *, sha256: str, size: int, settings: Settings
 ) -> tuple[LargeUpload, bool]:
-    """The tenant's live upload of this digest, or a new one (True). Raises TooLarge and Conflict."""
+    """The tenant's live upload of this digest, or a new one (True), whose bytes then count against the quota.
+
+    Raises TooLarge, Conflict and QuotaExceeded.
+    """
     _refuse_size(size, settings)
+    defaults = quotas.defaults_of(settings)
     expire(database, store, subject.tenant_id)
     with database.read() as session:
         found = repository.live(session, subject.tenant_id, sha256)
         if found is None:
             _refuse_too_many(session, subject.tenant_id, settings)
+            quotas.require_room(session, subject.tenant_id, Measure.BYTES, size, defaults=defaults)
     if found is not None:
         return _same_size(found, size), False
     upload_id = uuid4().hex
@@ -51,7 +60,11 @@ def begin(
     parted = PartedUpload(subject.tenant_id, upload_id, handle, size, settings.upload_part_bytes)
     try:
         with database.write() as session:
+            quotas.allowance(session, subject.tenant_id, Measure.BYTES, defaults=defaults).spend(session, Measure.BYTES, size)
             return _add(session, subject, parted, sha256=sha256, ttl_s=settings.upload_ttl_s), True
+    except QuotaExceeded:  # another one was recorded since we looked
+        store.discard_parts(parted)
+        raise
     except IntegrityError:  # somebody else began the same one at the same moment
         store.discard_parts(parted)
         with database.read() as session:
@@ -136,7 +149,7 @@ def publish_done(session: WriteSession, tenant_id: str, upload_id: str) -> str:
     upload = _lock(session, tenant_id, upload_id)
     if upload.state == FINALISING:
         subject = _owner(upload)
-        blobs.record_upload(session, subject, upload.sha256, size=upload.size)
+        blobs.record_upload(session, subject, upload.sha256, size=upload.size, defaults=None)
         _move(session, subject, upload, state=DONE)
     return upload.state
 

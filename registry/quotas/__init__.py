@@ -1,0 +1,1 @@
+"""What a tenant may use: limits, what is counted against them, and the minutes of inference."""
