@@ -72,8 +72,14 @@ class utc_now(FunctionElement[dt.datetime]):
 
 @compiles(utc_now, "sqlite")
 def _sqlite_now(_element: utc_now, _compiler: Any, **_kw: Any) -> str:
-    # %f has three digits; SQLAlchemy stores six, and string comparison needs equal widths.
-    return "(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')"
+    # Ours, because SQLite's own clock has milliseconds: what happened in one of them would have no order. In a subquery,
+    # which is evaluated once a statement and not once a row.
+    return "(SELECT lorary_now())"
+
+
+def _sqlite_clock() -> str:
+    """SQLite runs in this process, so this host's clock is the database's. Six digits, as SQLAlchemy stores and compares them."""
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 @compiles(utc_now, "postgresql")
@@ -281,6 +287,7 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy emits BEGIN itself, below; pysqlite must not
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+    connection.create_function("lorary_now", 0, _sqlite_clock)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -62,7 +62,6 @@ def next_claimable(
 
     Queued and due, or running under a lease that ran out; of a tenant that runs fewer than its quota, or `max_running`
     (0: any number) where that says nothing.
-    Jobs of one tick of the database's clock (SQLite's is a millisecond) go in no particular order.
     """
     aged_at = literal(database_time(session) - dt.timedelta(seconds=AGED_S), UtcDateTime())
     urgency = case((Job.available_at < aged_at, TOP_PRIORITY), else_=Job.priority)

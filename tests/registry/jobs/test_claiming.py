@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 
 from sqlalchemy import update
 
@@ -15,8 +14,6 @@ from registry.jobs.service import Claim
 from registry.tenants import service as tenants
 from registry.tenants.auth import SYSTEM
 
-_places = itertools.count()
-
 
 def tenant_id(database: Database, name: str) -> str:
     with database.write() as session:
@@ -24,11 +21,8 @@ def tenant_id(database: Database, name: str) -> str:
 
 
 def enqueue(database: Database, *, tenant: str | None = None, priority: int | None = None, kind: str = "work") -> str:
-    """Each waits a millisecond less than the one before: jobs of one tick of the database's clock have no order."""
     with database.write() as session:
-        job = service.enqueue(session, kind=kind, tenant_id=tenant, subject_id="key", payload={}, priority=priority)
-        job.available_at = database_time(session) - dt.timedelta(minutes=1) + dt.timedelta(milliseconds=next(_places))
-        return job.id
+        return service.enqueue(session, kind=kind, tenant_id=tenant, subject_id="key", payload={}, priority=priority).id
 
 
 def claim(database: Database, *, job_id: str | None = None, max_running: int = 0) -> Claim | None:
