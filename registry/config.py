@@ -79,6 +79,7 @@ class Settings(EnvironmentSettings):
     public_url: str = "http://127.0.0.1:8420"
     host: str = "127.0.0.1"
     port: int = Field(default=8420, ge=0, le=65535)
+    api_workers: int = Field(default=1, ge=1, le=256, description="HTTP server processes behind one socket, each with pools of its own.")
 
     database_busy_timeout_s: float = Field(default=5.0, gt=0, description="How long a writer waits before it answers 503.")
     database_pool_size: int = Field(default=20, ge=1, description="PostgreSQL: connections kept, of each role in each process.")

@@ -15,6 +15,7 @@ from registry.config import child_environment
 
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on. Else LORARY_HOST.")]
 PortOption = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on. Else LORARY_PORT.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Processes behind one socket. Else LORARY_API_WORKERS, or 1.")]
 
 BrokerOption = Annotated[
     str | None, typer.Option("--broker", help="redis:// or amqp:// URL. Else LORARY_BROKER_URL, where a password belongs; none: poll.")
@@ -22,10 +23,10 @@ BrokerOption = Annotated[
 QueuesOption = Annotated[str | None, typer.Option("--queues", help="Queues to serve, as in cpu,gpu. Else LORARY_WORKER_QUEUES.")]
 
 
-def api(host: HostOption = None, port: PortOption = None) -> None:
-    """Run the registry's HTTP server in this process."""
-    given = {"LORARY_HOST": host, "LORARY_PORT": None if port is None else str(port)}
-    _become("registry", environment={name: value for name, value in given.items() if value is not None})
+def api(host: HostOption = None, port: PortOption = None, workers: WorkersOption = None) -> None:
+    """Run the registry's HTTP server in this process, or in several below it."""
+    given = {"LORARY_HOST": host, "LORARY_PORT": port, "LORARY_API_WORKERS": workers}
+    _become("registry", environment={name: str(value) for name, value in given.items() if value is not None})
 
 
 def worker(broker: BrokerOption = None, queues: QueuesOption = None) -> None:
