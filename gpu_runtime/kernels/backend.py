@@ -23,6 +23,9 @@ class AdapterTables(Protocol):
     scales: torch.Tensor
     dtypes: torch.Tensor
 
+    @property
+    def stored_codes(self) -> tuple[int, ...]: ...
+
 
 @dataclass(frozen=True)
 class LoraSites:
@@ -81,14 +84,15 @@ class Decoder(Protocol):
     """All layers of a model, bound to its weights and to the pool."""
 
     def __call__(self, x: torch.Tensor, *, batch: ForwardBatch) -> torch.Tensor:
-        """Hidden states (T, D) f32 after the last layer, before the final norm. K and V of the batch are written to the pool."""
+        """Hidden states (T, D) after the last layer, before the final norm. K and V of the batch are written to the pool."""
         ...
 
 
 class Kernels(Protocol):
-    """One backend. Activations are f32 and contiguous; shape letters as in DESIGN 2 (T tokens, D in, O out)."""
+    """One backend. Activations are contiguous, of dtype `activations` (None: the weights' own); T tokens, D in, O out."""
 
     name: str
+    activations: torch.dtype | None
 
     def pack(self, weight: torch.Tensor) -> PackedWeight:
         """`weight` (O, D) made ready for `linear`."""
@@ -144,7 +148,7 @@ class Kernels(Protocol):
     def paged_attention(self, qkv: torch.Tensor, *, num_heads: int, kv: torch.Tensor, layer: int, batch: ForwardBatch) -> torch.Tensor:
         """Semantics: out[t, h] = softmax(q[t, h] . K[0..position of t] / sqrt(head_dim)) @ V[0..position of t], causal, GQA.
 
-        Result (T, num_heads * head_dim) f32. Nothing beyond a request's context is loaded, so stale page bytes never
+        Result (T, num_heads * head_dim). Nothing beyond a request's context is loaded, so stale page bytes never
         count, and a request's result does not depend on the rest of the batch.
         """
         ...
@@ -159,8 +163,12 @@ def select_backend(device: str = "cpu", *, threads: int | None = None, reference
         from gpu_runtime.kernels.reference import ReferenceKernels  # noqa: PLC0415 - a backend loads only when chosen
 
         return ReferenceKernels()
+    if torch.device(device).type == "cuda":
+        from gpu_runtime.kernels.gpu.kernels import GpuKernels  # noqa: PLC0415 - Triton loads only where it computes
+
+        return GpuKernels()
     if device != "cpu":
-        raise ValueError(f"device is {device!r}; this version computes on cpu")
+        raise ValueError(f"device is {device!r}; this runtime computes on cpu and on cuda")
     from gpu_runtime.kernels.cpu.kernels import CpuKernels  # noqa: PLC0415 - numba loads only where it computes
 
     return CpuKernels(threads=threads or _usable_cores())

@@ -42,6 +42,10 @@ class ForwardBatch:
     slots         int32 (T)     adapter slot of each token, -1 = base
     segments      runs of tokens that share a slot; together they cover [0, T)
     logit_rows    int64 (N)     tokens whose logits are wanted
+
+    Known to the host, so that a launch never waits for the device to say:
+    query_lens, request_slots   tokens of this step and adapter slot of each request
+    longest_context             the largest of context_lens
     """
 
     token_ids: torch.Tensor
@@ -53,6 +57,9 @@ class ForwardBatch:
     slots: torch.Tensor
     segments: tuple[Segment, ...]
     logit_rows: torch.Tensor
+    query_lens: tuple[int, ...]
+    request_slots: tuple[int, ...]
+    longest_context: int
 
     @property
     def num_tokens(self) -> int:
@@ -95,6 +102,9 @@ def build_batch(rows: Sequence[BatchRow], *, tokens_per_page: int, device: str =
         slots=tensor(slots, torch.int32),
         segments=_segments(slots),
         logit_rows=tensor([end - 1 for end, row in zip(starts[1:], rows, strict=True) if row.wants_logits], torch.int64),
+        query_lens=tuple(len(row.token_ids) for row in rows),
+        request_slots=tuple(row.slot for row in rows),
+        longest_context=max(row.first_position + len(row.token_ids) for row in rows),
     )
 
 

@@ -23,6 +23,7 @@ class ReferenceKernels:
     """See `backend.Kernels` for the semantics of each op."""
 
     name = "reference"
+    activations: torch.dtype | None = torch.float32
 
     def pack(self, weight: torch.Tensor) -> PackedWeight:
         return PackedWeight(weight, weight.shape[0])

@@ -32,6 +32,7 @@ class SlotTables:
         self.ranks = torch.zeros(sites, dtype=torch.int32, device=device)
         self.scales = torch.zeros(sites, dtype=torch.float32, device=device)
         self.dtypes = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self._codes: dict[int, int] = {}
 
     def install(self, slot: int, plan: AdapterPlan, pages: Sequence[int], scales: Sequence[float], dtype: torch.dtype) -> None:
         """Point `slot` at an adapter that lies in `pages`; `scales` has one factor for each of `plan.sites`, in that order.
@@ -48,6 +49,7 @@ class SlotTables:
         self.clear(slot)
         rows, ranks, factors = self._staged(plan, pages, scales)
         self.rows[slot], self.scales[slot], self.dtypes[slot] = rows, factors, DTYPE_CODES[dtype]
+        self._codes[slot] = DTYPE_CODES[dtype]
         self.ranks[slot] = ranks  # last: a rank makes the rows visible
 
     def clear(self, slot: int) -> None:
@@ -56,6 +58,12 @@ class SlotTables:
         self.ranks[slot] = 0
         self.rows[slot] = -1
         self.scales[slot] = 0
+        self._codes.pop(slot, None)
+
+    @property
+    def stored_codes(self) -> tuple[int, ...]:
+        """The dtypes that installed adapters are stored in, without asking the device."""
+        return tuple(sorted(set(self._codes.values())))
 
     def _staged(self, plan: AdapterPlan, pages: Sequence[int], scales: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = torch.full(self.rows.shape[1:], -1, dtype=torch.int32)

@@ -47,10 +47,10 @@ class Llama:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the batch, write its K and V into the pool; logits f32 (N, vocab) of `batch.logit_rows`."""
-        x = self._embedding[batch.token_ids].float()
+        x = self._embedding[batch.token_ids].to(self._kernels.activations or self._embedding.dtype)
         x = self._decoder(x, batch=batch)[batch.logit_rows]
         h = self._kernels.rms_norm(x, weight=self._final_norm, eps=self.spec.rms_norm_eps)
-        return self._kernels.linear(h, weight=self._head)
+        return self._kernels.linear(h, weight=self._head).float()
 
 
 def _decoder_spec(spec: ModelSpec, *, rope: RopeTables) -> DecoderSpec:

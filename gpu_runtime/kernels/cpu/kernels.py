@@ -51,6 +51,7 @@ class CpuKernels:
     """See `backend.Kernels`. One team of threads serves everything; torch's own pool should then have one thread."""
 
     name = "cpu"
+    activations: torch.dtype | None = torch.float32
 
     def __init__(self, *, threads: int) -> None:
         self._team = Team(threads)

@@ -77,6 +77,11 @@ def batch_of_slots(slots: Sequence[int]) -> ForwardBatch:
     return build_batch([BatchRow([0], 0, [0], slot) for slot in slots], tokens_per_page=16)
 
 
+def batch_of_prompts(prompts: Sequence[tuple[int, int]]) -> ForwardBatch:
+    """A request of `count` tokens for each (count, slot); the KV side is of no concern."""
+    return build_batch([BatchRow([0] * count, 0, range(-(-count // 16)), slot) for count, slot in prompts], tokens_per_page=16)
+
+
 def popularity(kind: str, *, num_tokens: int, num_slots: int) -> list[int]:
     """Which slot each token uses: how requests fall on adapters."""
     rng = random.Random(kind)

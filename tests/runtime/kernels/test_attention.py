@@ -16,11 +16,6 @@ LAYER = 1
 SHAPES = [(4, 4, 16), (9, 3, 64), (8, 1, 32), (10, 2, 24), (1, 1, 8), (6, 3, 128)]
 
 
-@pytest.fixture(scope="module", params=["cpu", "reference"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return select_backend(threads=2, reference=request.param == "reference")
-
-
 class Cache:
     """A poisoned pool with requests of random K and V, kept beside it as (tokens, kv_heads, head_dim)."""
 

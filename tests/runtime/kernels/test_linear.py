@@ -13,11 +13,6 @@ import torch.nn.functional as F
 from gpu_runtime.kernels.backend import Kernels, select_backend
 
 
-@pytest.fixture(scope="module", params=["cpu", "reference"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return select_backend(threads=2, reference=request.param == "reference")
-
-
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 

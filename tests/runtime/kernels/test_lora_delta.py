@@ -9,14 +9,10 @@ import torch
 
 from gpu_runtime.core import NO_SLOT
 from gpu_runtime.kernels.backend import Kernels, select_backend
-from tests.runtime.kernels.arena import LAYER, Arena, batch_of_slots, popularity
+from tests.runtime.conftest import kernels_named
+from tests.runtime.kernels.arena import LAYER, Arena, batch_of_prompts, batch_of_slots, popularity
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(scope="module", params=["cpu", "reference"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return select_backend(threads=2, reference=request.param == "reference")
 
 
 def run(kernels: Kernels, arena: Arena, y: torch.Tensor, x: torch.Tensor, slots: list[int]) -> torch.Tensor:
@@ -135,3 +131,42 @@ def test_ranks_beyond_the_true_one_are_never_read(kernels: Kernels) -> None:
     y, x = inputs(arena, 6)
     out = run(kernels, arena, y, x, [0] * 6)
     assert float((out.double() - arena.oracle(y, x, [0] * 6)).abs().max()) < tolerance(arena, x)
+
+
+PROMPTS = [(5, 0), (1, 1), (33, 2), (2, 2), (1, NO_SLOT), (7, NO_SLOT), (31, 3), (1, 0)]  # (tokens, slot)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prompts_and_decode_rows_share_a_batch(kernels: Kernels, dtype: torch.dtype) -> None:
+    arena = Arena(in_features=123, out_features=[70, 33], num_slots=5)
+    for slot, rank in enumerate([16, 8, 64, 5]):
+        arena.install(slot, ranks={0: rank, 1: max(1, rank // 3)} if slot else {1: rank}, dtype=dtype, seed=slot)
+    slots = [slot for count, slot in PROMPTS for _ in range(count)]
+    y, x = inputs(arena, len(slots))
+    out = y.clone()
+    batch = batch_of_prompts(PROMPTS)
+    kernels.lora_delta(out, x=x, pool=arena.pool.data, tables=arena.tables, layer=LAYER, sites=arena.sites, batch=batch)
+    assert float((out.double() - arena.oracle(y, x, slots)).abs().max()) < tolerance(arena, x)
+    base = [at for at, slot in enumerate(slots) if slot == NO_SLOT]
+    assert out[base].equal(y[base])
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+def test_activations_of_16_bits(stored: torch.dtype) -> None:
+    """The GPU's own case: products are exact in f32, so what is left is f32 sums and one rounding of y.
+
+    In f16 alone: the interpreter multiplies the bits of bf16 as integers and cuts where a GPU rounds.
+    """
+    dtype = torch.float16
+    arena = Arena(in_features=96, out_features=[48, 64], num_slots=2)
+    arena.install(0, ranks={0: 16, 1: 4}, dtype=stored, seed=0)
+    arena.install(1, ranks={0: 40}, dtype=stored, seed=1)
+    prompts = [(1, 0), (9, 1), (1, NO_SLOT), (3, 0)]
+    slots = [slot for count, slot in prompts for _ in range(count)]
+    y, x = (part.to(dtype) for part in inputs(arena, len(slots)))
+    out = y.clone()
+    where = {"pool": arena.pool.data, "tables": arena.tables, "layer": LAYER, "sites": arena.sites}
+    kernels_named("gpu").lora_delta(out, x=x, batch=batch_of_prompts(prompts), **where)
+    exact = arena.oracle(y, x, slots)
+    rounding = torch.finfo(dtype).eps / 2
+    assert bool(((out.double() - exact).abs() <= rounding * exact.abs() + tolerance(arena, x.float())).all())

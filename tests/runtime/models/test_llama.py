@@ -21,6 +21,7 @@ from gpu_runtime.memory.tables import SlotTables
 from gpu_runtime.models.llama import Llama
 from gpu_runtime.models.spec import ModelSpec
 from gpu_runtime.models.weights import load_weights
+from tests.runtime.conftest import kernels_named
 from tests.tiny import make_tiny_model
 
 MODELS = {
@@ -157,3 +158,20 @@ def test_the_compiled_decoder_is_its_ops_in_order(tmp_path: Path) -> None:
         assert one.equal(other)
     assert seen[0][1].equal(seen[0][2]), "the order of a batch must not matter"
     assert seen[0][0].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_gpus_kernels_compute_the_same_model(tmp_path: Path) -> None:
+    """Under the interpreter: prompts, decode rows, two adapters and base rows in one batch, beside the reference."""
+    model_dir = make_tiny_model(tmp_path, num_heads=6, num_kv_heads=2, head_dim=24, hidden_size=96)
+    seen = []
+    for name in ("gpu", "reference"):
+        runner = Runner(model_dir, kernels=kernels_named(name), num_slots=2)
+        for slot in (0, 1):
+            runner.install_random_adapter(slot, rank=3 + 5 * slot)
+        prompts = random_prompts(runner.model.spec.vocab_size, [34, 9, 4])
+        pages = [runner.pages(len(prompt) + 1) for prompt in prompts]
+        rows = [BatchRow(prompt, 0, held, slot) for prompt, held, slot in zip(prompts, pages, [0, NO_SLOT, 1], strict=True)]
+        seen.append((runner.step(*rows), runner.step(*(BatchRow([5], len(row.token_ids), row.pages, row.slot) for row in rows))))
+    for one, other in zip(*seen, strict=True):
+        assert float((one - other).abs().max()) < 1e-4
