@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,9 @@ class Settings(EnvironmentSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8420, ge=0, le=65535)
     api_workers: int = Field(default=1, ge=1, le=256, description="HTTP server processes behind one socket, each with pools of its own.")
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Addresses and CIDR ranges, comma-separated, whose X-Forwarded-For and -Proto are believed."
+    )
 
     database_busy_timeout_s: float = Field(default=5.0, gt=0, description="How long a writer waits before it answers 503.")
     database_pool_size: int = Field(default=20, ge=1, description="PostgreSQL: connections kept, of each role in each process.")
@@ -159,10 +163,17 @@ class Settings(EnvironmentSettings):
     log_format: str = Field(default="json", pattern="^(json|console)$")
     log_level: str = "INFO"
 
-    @field_validator("outbound_allow_hosts", "secret_key_previous", mode="before")
+    @field_validator("outbound_allow_hosts", "secret_key_previous", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for part in value:
+            ipaddress.ip_network(part)  # raises ValueError that names it
+        return value
 
     @field_validator("hub_endpoints", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry import metrics
+from registry.audit.source import coming_from
 from registry.errors import TooLarge
 from registry.problems import render
 from registry.wire import REQUEST_ID_HEADER
@@ -51,7 +52,11 @@ class RequestContext:
             await send(message)
 
         started = time.perf_counter()
-        with structlog.contextvars.bound_contextvars(request_id=request_id), metrics.http_in_flight.track_inprogress():
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request_id),
+            coming_from(_address(scope), user_agent=Headers(scope=scope).get("user-agent")),
+            metrics.http_in_flight.track_inprogress(),
+        ):
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
@@ -72,11 +77,17 @@ def route_of(scope: Scope) -> str:
     return str(getattr(included or scope.get("route"), "path_format", "unmatched"))
 
 
+def _address(scope: Scope) -> str | None:
+    """The client's, or the proxy's where that is not trusted (`ProxyHeadersMiddleware` has put the right one there)."""
+    return scope["client"][0] if scope.get("client") else None
+
+
 def _log_access(scope: Scope, *, status: int, duration_s: float) -> None:
     if scope["path"] in _PROBES and status < 500:
         return
     subject = scope["state"].get("subject")
     fields: dict[str, Any] = {"method": scope["method"], "path": scope["path"], "status": status, "duration_s": round(duration_s, 6)}
+    fields["address"] = _address(scope)
     if subject is not None:
         fields |= {"key_id": subject.key_id, "tenant": subject.tenant}
     client_id = Headers(scope=scope).get(REQUEST_ID_HEADER)

@@ -55,6 +55,7 @@ def configure(app: FastAPI | None, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # whom to believe is `trusted_proxies`, which the application asks itself
         timeout_graceful_shutdown=int(settings.drain_s),
     )
 

@@ -1,8 +1,8 @@
-"""Writing the audit log: state changes inside their own transaction, refusals in one of theirs."""
+"""The audit log: state changes written inside their own transaction, refusals in one of theirs, and the export of all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -10,13 +10,19 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from registry import metrics
+from registry.audit import repository
 from registry.audit.models import AuditEvent
-from registry.db import Database, WriteSession
+from registry.audit.repository import Wanted
+from registry.audit.schemas import AuditEventOut
+from registry.audit.source import current_source
+from registry.db import Database, WriteSession, reaching_tenant
+from registry.errors import NotFound
 from registry.tenants.auth import Subject
 
 log = structlog.get_logger(__name__)
 
 DONE, REFUSED = "done", "refused"
+EXPORT_PAGE = 500
 
 Listener = Callable[[WriteSession, AuditEvent], None]
 _listeners: list[Listener] = []
@@ -44,6 +50,7 @@ def record(
     `action` is `<noun>.<past participle>`, such as `alias.moved`. `tenant_id` defaults to the subject's.
     """
     assert "." in action, f"audit action {action!r} is not <noun>.<past participle>"
+    logged, source = structlog.contextvars.get_contextvars(), current_source()
     event = AuditEvent(
         id=uuid4().hex,
         tenant_id=tenant_id or subject.tenant_id,
@@ -54,7 +61,10 @@ def record(
         resource_id=resource_id[:256],
         before=None if before is None else dict(before),
         after=None if after is None else dict(after),
-        request_id=structlog.contextvars.get_contextvars().get("request_id"),
+        request_id=logged.get("request_id"),
+        address=source.address,
+        user_agent=source.user_agent,
+        job_id=logged.get("job_id"),
     )
     session.add(event)
     for listener in _listeners:
@@ -75,3 +85,34 @@ def record_refusal(database: Database, subject: Subject, *, method: str, path: s
             record(session, subject, "request.refused", "path", path, after=details, outcome=REFUSED)
     except SQLAlchemyError as error:
         log.error("audit.refusal_not_written", error=type(error).__name__)
+
+
+def export(database: Database, tenant_id: str | None, wanted: Wanted, *, after: str | None) -> Iterator[bytes]:
+    """Events as JSON lines, oldest first, a page at a time: no session lives longer than a page is read.
+
+    Raises NotFound, before anything is streamed, where `after` is no event of the tenant.
+    """
+    last = _found(database, tenant_id, after) if after is not None else None
+    rows = _page(database, tenant_id, wanted, after=last)
+
+    def lines() -> Iterator[bytes]:
+        page = rows
+        while page:
+            yield b"".join(AuditEventOut.model_validate(row).model_dump_json().encode() + b"\n" for row in page)
+            page = _page(database, tenant_id, wanted, after=page[-1]) if len(page) == EXPORT_PAGE else []
+
+    return lines()
+
+
+def _page(database: Database, tenant_id: str | None, wanted: Wanted, *, after: AuditEvent | None) -> Sequence[AuditEvent]:
+    # Said anew for each page: a stream outlives the request's own dependencies.
+    with reaching_tenant(tenant_id), database.read() as session:
+        return repository.events_after(session, tenant_id, wanted, after=after, limit=EXPORT_PAGE)
+
+
+def _found(database: Database, tenant_id: str | None, event_id: str) -> AuditEvent:
+    with reaching_tenant(tenant_id), database.read() as session:
+        event = repository.find(session, tenant_id, event_id)
+    if event is None:
+        raise NotFound(f"there is no event {event_id!r}", field="after", value=event_id, remedy="the id of the last line that arrived")
+    return event

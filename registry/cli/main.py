@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli import adapters, base_models, db, doctor, hub, jobs, keys, processes, quotas, secrets, tenants, up, webhooks
+from registry.cli import adapters, audit, base_models, db, doctor, hub, jobs, keys, processes, quotas, secrets, tenants, up, webhooks
 from registry.cli.failure import CliFailure
 from registry.cli.output import Output
 from registry.logging import configure_logging
@@ -31,6 +31,7 @@ app.add_typer(tenants.noun, name="tenants")
 app.add_typer(keys.noun, name="keys")
 app.add_typer(base_models.noun, name="base-models")
 app.add_typer(adapters.noun, name="adapters")
+app.add_typer(audit.noun, name="audit")
 app.add_typer(hub.noun, name="hub")
 app.add_typer(jobs.noun, name="jobs")
 app.add_typer(quotas.noun, name="quotas")

@@ -22,7 +22,7 @@ def put(session: WriteSession, subject: TenantSubject, name: str, *, value: str,
     """Set or replace; True where it is new. Raises Conflict when the tenant has too many."""
     sealed = sealer.seal(value, context=context(subject.tenant_id, name))
     secret = repository.find(session, subject.tenant_id, name)
-    created = secret is None
+    before = None if secret is None else {"name": name, "updated_by": secret.updated_by}
     if secret is None:
         _leave_room(session, subject)
         secret = TenantSecret(tenant_id=subject.tenant_id, name=name, sealed=sealed, updated_by=subject.key_id)
@@ -31,9 +31,9 @@ def put(session: WriteSession, subject: TenantSubject, name: str, *, value: str,
         secret.sealed, secret.updated_by = sealed, subject.key_id
     session.flush()
     session.refresh(secret)
-    action = "secret.created" if created else "secret.replaced"
-    audit.record(session, subject, action, "secret", secret.id, after={"name": name}, tenant_id=subject.tenant_id)
-    return secret, created
+    action, after = "secret.created" if before is None else "secret.replaced", {"name": name, "updated_by": secret.updated_by}
+    audit.record(session, subject, action, "secret", secret.id, before=before, after=after, tenant_id=subject.tenant_id)
+    return secret, before is None
 
 
 def _leave_room(session: ReadSession, subject: TenantSubject) -> None:

@@ -50,13 +50,15 @@ class Subject:
         """`admin` implies every scope but `replica`: only a replica's own key may resolve and pull."""
         return scope in self.scopes or (self.is_admin and scope != REPLICA)
 
-    def must_have(self, scope: str) -> None:
-        if not self.has(scope):
+    def must_have(self, *scopes: str) -> None:
+        """One of them is enough."""
+        if not any(self.has(scope) for scope in scopes):
+            wanted = " or ".join(scopes)
             raise Forbidden(
-                f"this key lacks the scope {scope}",
+                f"this key lacks the scope {wanted}",
                 field="scope",
-                value=scope,
-                remedy=f"use a key that has {scope}; `GET /api/v1/whoami` lists what this one has",
+                value=scopes[0],
+                remedy=f"use a key that has {wanted}; `GET /api/v1/whoami` lists what this one has",
             )
 
     def may_name(self, adapter: str) -> bool:
@@ -213,16 +215,16 @@ async def current_subject(
 SubjectDep = Annotated[Subject, Depends(current_subject)]
 
 
-def allow(scope: str) -> Callable[..., Awaitable[Subject]]:
-    """A dependency: a key with `scope`; `tenant_id` is None for an admin who named no tenant.
+def allow(*scopes: str) -> Callable[..., Awaitable[Subject]]:
+    """A dependency: a key with one of the scopes; `tenant_id` is None for an admin who named no tenant.
 
     Operators' work, and whatever belongs to no tenant, crosses tenants; the rest stays in the subject's.
     """
-    assert scope in SCOPES, f"{scope} is not a scope"
+    assert SCOPES.issuperset(scopes), f"{scopes} are not scopes"
 
     async def allowed(subject: SubjectDep) -> Subject:
-        subject.must_have(scope)
-        if scope == ADMIN or subject.tenant_id is None:
+        subject.must_have(*scopes)
+        if ADMIN in scopes or subject.tenant_id is None:
             reach_system()
         return subject
 

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, or_
 Prefixes = tuple[str, ...] | None
 
 # Whoever has one of these hears of every adapter of the tenant, so that a limited key cannot have them.
-TENANT_WIDE_SCOPES = frozenset({"webhooks:write"})
+TENANT_WIDE_SCOPES = frozenset({"audit:read", "usage:read", "webhooks:write"})
 
 
 def is_within(name: str, prefixes: Prefixes) -> bool:

@@ -94,6 +94,7 @@ def update(
 ) -> WebhookEndpoint:
     endpoint = get(session, subject.tenant_id, endpoint_id)
     change = patch.model_dump(exclude_none=True)
+    before = {name: _bare(endpoint.url) if name == "url" else getattr(endpoint, name) for name in change}
     if patch.url is not None:
         policy.check_url(patch.url)
     if patch.enabled is not None:
@@ -101,7 +102,7 @@ def update(
     for name, value in change.items():
         setattr(endpoint, name, value)
     shown = change | ({"url": _bare(endpoint.url)} if patch.url is not None else {})
-    _audit(session, subject, "webhook.updated", endpoint, after=shown)
+    _audit(session, subject, "webhook.updated", endpoint, before=before, after=shown)
     return endpoint
 
 
