@@ -71,7 +71,8 @@ def test_adapters_in_hand_are_listed_as_vllm_lists_them(world: World, model_dir:
     adapter = world.adapters[0]
     with engine_replica(model_dir, source_of(world)) as replica:
         with replica.streaming("/v1/completions", endless, token=grant(adapter)) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # kept: a dropped iterator closes the connection
+            next(lines)
             wait_until(lambda: replica.loop.state().running_adapters == {adapter})
             found = scrape(replica)
         replica.wait_idle()
