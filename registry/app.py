@@ -32,6 +32,7 @@ from registry.sealing import make_sealer
 from registry.secrets import endpoints as secrets
 from registry.serving import endpoints as serving
 from registry.serving.proxy import make_client
+from registry.signing import endpoints as signing
 from registry.tenants import endpoints as tenants
 from registry.tenants.keys import make_key_hasher
 from registry.tenants.last_used import LastUsed
@@ -79,7 +80,7 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(health.router)
-    for domain in (tenants, audit, secrets, webhooks, quotas, jobs, blobs, uploads, base_models, adapters, serving):
+    for domain in (tenants, audit, secrets, webhooks, quotas, jobs, blobs, uploads, base_models, signing, adapters, serving):
         app.include_router(domain.router, prefix=API_PREFIX)
     app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
     app.include_router(hub.router, prefix=API_PREFIX)

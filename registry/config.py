@@ -235,6 +235,7 @@ class CliSettings(EnvironmentSettings):
     url: str = ""
     api_key: SecretStr = SecretStr("")
     tenant: str = ""
+    signing_key_password: SecretStr = Field(default=SecretStr(""), description="Of the private key that `push --sign` names.")
 
 
 def child_environment(**overrides: str) -> dict[str, str]:

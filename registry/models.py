@@ -10,6 +10,7 @@ import registry.jobs.models
 import registry.quotas.models
 import registry.secrets.models
 import registry.serving.models
+import registry.signing.models
 import registry.tenants.models
 import registry.uploads.models
 import registry.webhooks.models  # noqa: F401

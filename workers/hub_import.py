@@ -1,6 +1,6 @@
 """Import of an adapter from a hub: read one commit through the guarded client, keep its files, push them as the tenant.
 
-Nothing of a hub is trusted: three file names alone are taken, each within its size; what the hub says of a file's
+Nothing of a hub is trusted: four file names alone are taken, each within its size; what the hub says of a file's
 sha256 must be so; and the version passes the gate like any other. A hub that is away or breaks off is tried again; a
 repository that will never do is refused with a sentence, which is the job's result.
 """
@@ -19,7 +19,7 @@ from registry.adapters.push import CheckedPush
 from registry.adapters.schemas import PushIn
 from registry.artifact.digest import StreamHasher
 from registry.artifact.errors import ArtifactRefused
-from registry.artifact.gate import DEFAULT_LIMITS, README_FILE
+from registry.artifact.gate import DEFAULT_LIMITS, README_FILE, SIGNATURE_FILE
 from registry.artifact.manifest import CONFIG_FILE, WEIGHTS_FILE
 from registry.audit import service as audit
 from registry.blobs import repository as blob_rows
@@ -199,14 +199,16 @@ def choose(commit: HubCommit, *, max_bytes: int) -> list[HubFile]:
         CONFIG_FILE: DEFAULT_LIMITS.config_bytes,
         WEIGHTS_FILE: min(DEFAULT_LIMITS.weights_bytes, max_bytes),
         README_FILE: DEFAULT_LIMITS.readme_bytes,
+        SIGNATURE_FILE: DEFAULT_LIMITS.signature_bytes,
     }
     found = {file.path: file for file in commit.files if file.path in limits}
     for needed in (CONFIG_FILE, WEIGHTS_FILE):
         if needed not in found:
             remedy = "pickles are not taken" if needed == WEIGHTS_FILE else "name a repository that PEFT's save_pretrained wrote"
             raise ImportRefused("hub_no_adapter", f"the repository has no {needed} at revision {commit.sha[:12]}; {remedy}")
-        if found[needed].size > limits[needed]:
-            detail = f"{needed} has {found[needed].size} bytes, at most {limits[needed]} are imported"
+    for kept_or_refused in (CONFIG_FILE, WEIGHTS_FILE, SIGNATURE_FILE):  # a signature that is left out looks like none
+        if kept_or_refused in found and found[kept_or_refused].size > limits[kept_or_refused]:
+            detail = f"{kept_or_refused} has {found[kept_or_refused].size} bytes, at most {limits[kept_or_refused]} are imported"
             raise ImportRefused("file_too_large", detail)
     return [found[path] for path, limit in limits.items() if path in found and found[path].size <= limit]
 

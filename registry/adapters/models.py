@@ -15,6 +15,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from registry.base_models.models import BaseModelRevision
 from registry.db import Table, UtcDateTime, utc_now
+from registry.signing.models import SigningKey
 
 PENDING, READY, REJECTED, DELETED = "pending", "ready", "rejected", "deleted"
 RAW = "raw"
@@ -78,6 +79,20 @@ class AdapterVersion(Table):
     adapter: Mapped[Adapter] = relationship(lazy="raise")
     base_model: Mapped[BaseModelRevision] = relationship(lazy="raise")
     forms: Mapped[list[Form]] = relationship(lazy="raise", back_populates="version")
+    signature: Mapped[VersionSignature | None] = relationship(lazy="raise")
+
+
+class VersionSignature(Table):
+    """The version's `model.sig` was verified with that key at that time. Absent where it has none, or nobody asked."""
+
+    __tablename__ = "version_signatures"
+
+    version_id: Mapped[str] = mapped_column(String(32), ForeignKey("adapter_versions.id"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(String(32), ForeignKey("tenants.id"))
+    key_id: Mapped[str] = mapped_column(String(32), ForeignKey("signing_keys.id"), index=True)
+    verified_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, default=utc_now(), onupdate=utc_now())
+
+    key: Mapped[SigningKey] = relationship(lazy="raise")
 
 
 class Form(Table):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry.adapters import aliases, repository
+from registry.adapters import aliases, repository, signatures
 from registry.adapters.models import PENDING, READY, REJECTED, AdapterVersion, Form
 from registry.adapters.service import DEFAULT_ALIAS
 from registry.artifact.manifest import FormManifest
@@ -23,6 +23,9 @@ def publish_ready(session: WriteSession, tenant_id: str, version_id: str, *, for
     version = _pending_version(session, tenant_id, version_id)
     if version is None:
         return GONE
+    if signatures.is_distrusted(session, version):
+        detail = "the key that signed it was revoked while it was checked; sign it with another key and push again"
+        return publish_rejected(session, tenant_id, version_id, code="signature_key_revoked", detail=detail)
     session.add(
         Form(
             tenant_id=tenant_id,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import IntegrityError
 
 from registry import metrics
-from registry.adapters import repository
+from registry.adapters import repository, signatures
 from registry.adapters.models import DELETED, PENDING, READY, REJECTED, Adapter, AdapterVersion
 from registry.adapters.publication import make_ready
 from registry.adapters.schemas import PushIn
@@ -33,17 +33,19 @@ from registry.jobs.models import Job
 from registry.quotas import service as quotas
 from registry.quotas.schemas import Measure
 from registry.quotas.service import Allowance, Limits
+from registry.signing.service import TrustedKey
 from registry.tenants.auth import TenantSubject
 
 
 @dataclass(frozen=True)
 class CheckedPush:
-    """A push that config and header do not refuse."""
+    """A push that config, header and signature do not refuse. `signed_by` vouches for it, where the policy asks."""
 
     manifest: VersionManifest
     base_model_id: str
     base_model: str
     accepted: Accepted
+    signed_by: TrustedKey | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def _check(database: Database, store: BlobStore, tenant_id: str, wanted: PushIn,
         manifest = _manifest(session, tenant_id, wanted)
     files = {file.path: file for file in manifest.files}
     check_files({path: file.size for path, file in files.items()})
+    signed_by = signatures.signer_of(database, store, tenant_id, files)
     config = b"".join(store.stream(tenant_id, files[CONFIG_FILE].sha256))
     upstream = parse_config(config).base_model_name
     with database.read() as session:
@@ -88,7 +91,7 @@ def _check(database: Database, store: BlobStore, tenant_id: str, wanted: PushIn,
             base_names=base_names,
             max_rank=max_rank,
         )
-    return CheckedPush(manifest, base.id, base.name, accepted)
+    return CheckedPush(manifest, base.id, base.name, accepted, signed_by)
 
 
 def record(session: WriteSession, subject: TenantSubject, name: str, wanted: PushIn, checked: CheckedPush, *, defaults: Limits) -> Recorded:
@@ -106,7 +109,9 @@ def record(session: WriteSession, subject: TenantSubject, name: str, wanted: Pus
     if version is None:
         allowance.spend(session, Measure.VERSIONS, 1)
         version = _add_version(session, subject, adapter, checked)
+        signatures.remember(session, subject, version, checked.signed_by)
         return Recorded(version.id, True, _start_validation(session, subject, version, adapter=adapter))
+    signatures.remember(session, subject, version, checked.signed_by)
     return Recorded(version.id, False, _revive(session, subject, version, adapter=adapter))
 
 

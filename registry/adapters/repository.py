@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Select, exists, func, literal, select
 from sqlalchemy.orm import joinedload, selectinload
 
-from registry.adapters.models import DELETED, READY, Adapter, AdapterVersion, Alias, AliasMove
+from registry.adapters.models import DELETED, READY, Adapter, AdapterVersion, Alias, AliasMove, VersionSignature
 from registry.db import ReadSession, UtcDateTime, WriteSession
 from registry.jobs.models import FINAL, Job
 from registry.jobs.service import VALIDATE_VERSION
@@ -85,7 +85,12 @@ def _versions(tenant_id: str) -> Select[AdapterVersion]:
     return (
         select(AdapterVersion)
         .where(AdapterVersion.tenant_id == tenant_id)
-        .options(joinedload(AdapterVersion.base_model), joinedload(AdapterVersion.adapter), selectinload(AdapterVersion.forms))
+        .options(
+            joinedload(AdapterVersion.base_model),
+            joinedload(AdapterVersion.adapter),
+            joinedload(AdapterVersion.signature).joinedload(VersionSignature.key),
+            selectinload(AdapterVersion.forms),
+        )
     )
 
 

@@ -9,6 +9,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.base_models.schemas import Failure
+from registry.signing.schemas import SignatureOut
 from registry.text import Name, Spelled, Text
 
 AdapterName = Annotated[Name, Path()]
@@ -68,6 +69,7 @@ class VersionOut(BaseModel):
     size_bytes: int
     files: list[FileOut]
     forms: list[FormOut]
+    signature: SignatureOut
     created_at: dt.datetime
     created_by: str
 

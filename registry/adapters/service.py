@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from registry.adapters import aliases, repository
+from registry.adapters import aliases, repository, signatures
 from registry.adapters.models import DELETED, Adapter, AdapterVersion
 from registry.adapters.repository import VersionCount
 from registry.adapters.schemas import AdapterOut, AdapterPatch, FileOut, FormOut, VersionOut
@@ -110,6 +110,7 @@ def describe_version(version: AdapterVersion) -> VersionOut:
         size_bytes=version.size_bytes,
         files=[FileOut(**file) for file in version.manifest["files"]],
         forms=[FormOut(kind=form.kind, form_digest=form.form_digest, size_bytes=form.size_bytes) for form in version.forms],
+        signature=signatures.describe(version),
         created_at=version.created_at,
         created_by=version.created_by,
     )

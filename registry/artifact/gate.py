@@ -17,6 +17,7 @@ from registry.artifact.lora import LoraLayout, PeftConfig, parse_config
 from registry.artifact.manifest import CONFIG_FILE, WEIGHTS_FILE, require_safe_path
 
 README_FILE = "README.md"
+SIGNATURE_FILE = "model.sig"  # as `model_signing` names it; what is in it is `registry/signing`'s matter
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib", ".msgpack", ".h5"})
 
 
@@ -26,6 +27,7 @@ class GateLimits:
 
     config_bytes: int = 256 * 2**10
     readme_bytes: int = 2**20
+    signature_bytes: int = 64 * 2**10
     weights_bytes: int = 16 * 2**30
     header_bytes: int = 4 * 2**20
 
@@ -57,7 +59,12 @@ class Accepted:
 
 def check_files(files: Mapping[str, int], *, limits: GateLimits = DEFAULT_LIMITS) -> None:
     """`files`: path -> size in bytes. Raises ArtifactRefused unless they are exactly what an adapter may hold."""
-    allowed = {CONFIG_FILE: limits.config_bytes, WEIGHTS_FILE: limits.weights_bytes, README_FILE: limits.readme_bytes}
+    allowed = {
+        CONFIG_FILE: limits.config_bytes,
+        WEIGHTS_FILE: limits.weights_bytes,
+        README_FILE: limits.readme_bytes,
+        SIGNATURE_FILE: limits.signature_bytes,
+    }
     for path in sorted(files):
         require_safe_path(path)
         _refuse_pickle(path)

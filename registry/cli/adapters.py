@@ -22,6 +22,9 @@ BaseOption = Annotated[str | None, typer.Option("--base-model", help="Else the c
 AliasOption = Annotated[str | None, typer.Option("--alias", help="Move this alias to the version once it is ready.")]
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the version is ready or rejected.")]
 DescriptionOption = Annotated[str | None, typer.Option("--description", help="What the adapter is for.")]
+SignOption = Annotated[
+    Path | None, typer.Option("--sign", help="Sign the files with this private key (PEM, P-256/384/521); writes model.sig into the folder.")
+]
 TargetArgument = Annotated[Path, typer.Argument(help="The folder to write; created if absent.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that differ.")]
 
@@ -35,13 +38,14 @@ def push_command(
     base_model: BaseOption = None,
     alias: AliasOption = None,
     description: DescriptionOption = None,
+    sign: SignOption = None,
     wait: WaitOption = True,
     timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
 ) -> None:
     """Push a PEFT adapter folder as a new version. Identical bytes give the version that exists."""
     if alias is not None and not wait:
         raise typer.BadParameter("an alias moves only to a ready version; use --wait with --alias", param_hint="--alias")
-    asked = push.Push(name=name, base_model=base_model, description=description)
+    asked = push.Push(name=name, base_model=base_model, description=description, sign_with=sign)
     version = push.push(call, asked, directory=directory)
     if wait:
         version = push.wait_until_settled(call, name, version["number"], timeout_s=timeout_s)

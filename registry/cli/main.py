@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from registry.cli import adapters, audit, base_models, db, doctor, hub, jobs, keys, processes, quotas, secrets, tenants, up, webhooks
+from registry.cli import adapters, audit, base_models, db, doctor, hub, jobs, keys, processes, quotas, secrets, signing, tenants, up, webhooks
 from registry.cli.failure import CliFailure
 from registry.cli.output import Output
 from registry.logging import configure_logging
@@ -36,6 +36,8 @@ app.add_typer(hub.noun, name="hub")
 app.add_typer(jobs.noun, name="jobs")
 app.add_typer(quotas.noun, name="quotas")
 app.add_typer(secrets.noun, name="secrets")
+app.add_typer(signing.keys_noun, name="signing-keys")
+app.add_typer(signing.policy_noun, name="signing-policy")
 app.add_typer(webhooks.noun, name="webhooks")
 
 

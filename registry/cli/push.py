@@ -7,26 +7,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from registry.artifact.gate import SIGNATURE_FILE
 from registry.cli.client import ApiProblem, Json, path
 from registry.cli.failure import CliFailure
 from registry.cli.jobs import poll
 from registry.cli.output import Advance
 from registry.cli.parts import upload_parts
 from registry.cli.remote import Call
+from registry.cli.sign import sign
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-OPTIONAL = ("README.md",)
+OPTIONAL = ("README.md", SIGNATURE_FILE)
 CHUNK_BYTES = 2**20
 INLINE_BYTES = 64 * 2**20  # above, parts: they go on where they stopped
 
 
 @dataclass(frozen=True)
 class Push:
-    """What the new version is called and belongs to. None leaves the choice to the registry."""
+    """What the new version is called and belongs to. None leaves the choice to the registry, and what is not signed unsigned."""
 
     name: str
     base_model: str | None = None
+    sign_with: Path | None = None
     description: str | None = None
 
     def body(self, files: dict[str, str]) -> Json:
@@ -48,7 +51,11 @@ def push(call: Call, asked: Push, *, directory: Path) -> Json:
 
     Raises CliFailure for a folder that is no PEFT adapter and for everything that the registry refuses.
     """
-    files = _hash(call, _choose(call, directory))
+    chosen = _choose(call, directory)
+    if asked.sign_with is not None:
+        signature = sign(call.output, directory, chosen, key_file=asked.sign_with)
+        chosen = [*(file for file in chosen if file.name != SIGNATURE_FILE), signature]
+    files = _hash(call, chosen)
     _upload(call, [file for file in _distinct(files) if not call.client.exists(path("blobs", file.sha256))])
     try:
         return call.client.post(path("adapters", asked.name, "versions"), asked.body({file.source.name: file.sha256 for file in files}))

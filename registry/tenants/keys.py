@@ -34,7 +34,7 @@ ADMIN = "admin"
 REPLICA = "replica"
 TENANT_SCOPES = frozenset(
     {"adapters:read", "adapters:write", "aliases:write", "inference", "jobs:read", "jobs:write", "keys:write"}
-    | {"audit:read", "secrets:write", "usage:read", "webhooks:write"}
+    | {"audit:read", "secrets:write", "signing:write", "usage:read", "webhooks:write"}
 )
 PLATFORM_SCOPES = frozenset({ADMIN, REPLICA})  # of keys that belong to no tenant
 SCOPES = TENANT_SCOPES | PLATFORM_SCOPES

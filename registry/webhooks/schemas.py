@@ -25,6 +25,9 @@ EventType = Literal[
     "key.created",
     "key.revoked",
     "key.rotated",
+    "signing_key.added",
+    "signing_key.revoked",
+    "signing_policy.changed",
 ]
 EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=30, description="`*` means every type.")]
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL_LENGTH)]
