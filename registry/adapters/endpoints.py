@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from registry import metrics
-from registry.adapters import aliases, push, repository, service
+from registry.adapters import aliases, card, card_markdown, push, repository, service
 from registry.adapters.aliases import Expected
 from registry.adapters.models import Alias, AliasMove
 from registry.adapters.schemas import (
@@ -20,6 +20,7 @@ from registry.adapters.schemas import (
     AliasMoveOut,
     AliasName,
     AliasOut,
+    CardOut,
     FilePath,
     PushIn,
     PushOut,
@@ -66,6 +67,9 @@ Writer = Annotated[TenantSubject, Depends(require("adapters:write"))]
 AliasWriter = Annotated[TenantSubject, Depends(require("aliases:write"))]
 IfMatch = Annotated[str | None, Header(max_length=64, description="The ETag that the alias must still have.")]
 IfNoneMatch = Annotated[str | None, Header(max_length=64, description="`*`: the alias must not exist yet.")]
+
+MARKDOWN = "text/markdown"
+CardFormat = Annotated[Literal["json", "markdown"], Query(description="`markdown`: with YAML front matter, as the Hub reads it.")]
 
 READ_ERRORS = problem_responses(BadRequest, Forbidden, NotFound, Invalid)
 
@@ -149,6 +153,22 @@ def get_version(name: AdapterName, number: VersionNumber, *, subject: Reader, se
 def delete_version(name: AdapterName, number: VersionNumber, *, subject: Writer, session: WriteSessionDep) -> None:
     """It stops resolving at once, and aliases that point at it are removed. Pushing its bytes restores it."""
     service.delete_version(session, subject, name, number)
+
+
+@router.get(
+    "/{name}/versions/{number}/card",
+    response_model=CardOut,
+    responses=READ_ERRORS | {200: {"description": "The card.", "content": {MARKDOWN: {"schema": {"type": "string"}}}}},
+)
+def get_card(
+    name: AdapterName, number: VersionNumber, *, subject: Reader, database: DatabaseDep, store: BlobStoreDep, format: CardFormat = "json"
+) -> Response | CardOut:
+    """Who pushed it, from what it was made, with what: facts, and the tenant's README.md beside them."""
+    found = card.card_of(database, store, subject.tenant_id, name, number)
+    if format == "json":
+        return found
+    headers = {"X-Content-Type-Options": "nosniff"}
+    return Response(card_markdown.render(found), media_type=f"{MARKDOWN}; charset=utf-8", headers=headers)
 
 
 @router.get("/{name}/versions/{number}/files/{path:path}", response_class=StreamingResponse, responses=READ_ERRORS | REDIRECTS)

@@ -80,6 +80,66 @@ class PushOut(VersionOut):
     job_id: str | None
 
 
+class CardPusher(BaseModel):
+    """`key_name` is null where the key is no longer, or is an operator's."""
+
+    key_id: str
+    key_name: str | None
+
+
+class CardImport(BaseModel):
+    """`endpoint` null: the Hugging Face Hub. `commit` is what `revision` was at that time."""
+
+    endpoint: str | None
+    repo: str
+    revision: str
+    commit: str
+    imported_at: dt.datetime
+
+
+class CardBaseModel(BaseModel):
+    name: str
+    base_digest: str | None
+    upstream_names: list[str]
+
+
+class CardReadme(BaseModel):
+    """What the tenant wrote. `text` replaces what is no UTF-8; the file itself is at `/files/README.md`, byte for byte."""
+
+    sha256: str
+    size: int
+    text: str
+
+
+class CardOut(BaseModel):
+    """What Lorary knows of a version, and beside it, unchecked, the README that came with it."""
+
+    adapter: str
+    description: str
+    tags: list[str]
+    license: str | None
+    number: int
+    version_digest: str
+    status: Literal["pending", "ready", "rejected"]
+    reason: Failure | None
+    aliases: list[str]
+    pushed_by: CardPusher
+    pushed_at: dt.datetime
+    imported_from: CardImport | None
+    base_model: CardBaseModel
+    rank: int
+    alpha: float | None
+    use_rslora: bool | None
+    targets: list[str]
+    dtype: str | None
+    num_params: int
+    size_bytes: int
+    files: list[FileOut]
+    forms: list[FormOut]
+    signature: SignatureOut
+    readme: CardReadme | None
+
+
 class AdapterOut(BaseModel):
     name: str
     base_model: str

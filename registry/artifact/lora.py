@@ -40,6 +40,11 @@ class PeftConfig:
     revision: str | None
 
     @property
+    def alpha(self) -> float:
+        """As published, for people: what it means stands in the scales of a layout."""
+        return self.lora_alpha
+
+    @property
     def targets_all_linear(self) -> bool:
         return isinstance(self.targets, str) and self.targets.lower() == "all-linear"
 

@@ -10,6 +10,7 @@ import typer
 from registry.cli import aliases, pull, push
 from registry.cli.client import path
 from registry.cli.jobs import DEFAULT_TIMEOUT_S, TimeoutOption
+from registry.cli.output import clean
 from registry.cli.remote import Call, YesOption, remote
 
 noun = typer.Typer(help="Adapters: a tenant's named, versioned LoRA weights.", no_args_is_help=True)
@@ -81,6 +82,18 @@ def show(call: Call, name: NameArgument) -> None:
         call.output.rows(versions, "number", "status", "rank", "targets", "version_digest", "created_at")
         call.output.line("")
         call.output.rows(pointers, *aliases.COLUMNS)
+
+
+@remote(noun, "card")
+def card_command(call: Call, reference: ReferenceArgument) -> None:
+    """Show a version's card: who pushed it, from what, with what. Markdown, or all of it with -o json."""
+    name, number = pull.resolve(call, reference)
+    route = path("adapters", name, "versions", number, "card")
+    if call.output.is_json:
+        call.output.json(call.client.get(route))
+        return
+    for line in call.client.text(route, format="markdown").split("\n"):
+        call.output.line(clean(line))
 
 
 @remote(noun, "delete")

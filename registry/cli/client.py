@@ -84,6 +84,10 @@ class RegistryClient:
         """A short listing, which comes whole."""
         return [dict(item) for item in self._parsed(self.request("GET", route), kind=list)]
 
+    def text(self, route: str, **params: str | int) -> str:
+        """An answer that is no JSON."""
+        return self.request("GET", route, params=params).text
+
     def post(self, route: str, body: Mapping[str, Any]) -> Json:
         return self._json("POST", route, json=dict(body))
 

@@ -9,7 +9,23 @@ from typing import Annotated
 
 import typer
 
-from registry.cli import adapters, audit, base_models, db, doctor, hub, jobs, keys, processes, quotas, secrets, signing, tenants, up, webhooks
+from registry.cli import (
+    adapters,
+    audit,
+    base_models,
+    db,
+    doctor,
+    hub,
+    jobs,
+    keys,
+    processes,
+    quotas,
+    secrets,
+    signing,
+    tenants,
+    up,
+    webhooks,
+)
 from registry.cli.failure import CliFailure
 from registry.cli.output import Output
 from registry.logging import configure_logging

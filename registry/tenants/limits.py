@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, or_
 
 Prefixes = tuple[str, ...] | None
 
-# Whoever has one of these hears of every adapter of the tenant, so that a limited key cannot have them.
-TENANT_WIDE_SCOPES = frozenset({"audit:read", "usage:read", "webhooks:write"})
+# Whoever has one of these hears of every adapter of the tenant, or decides about all of them: a limited key cannot have them.
+TENANT_WIDE_SCOPES = frozenset({"audit:read", "signing:write", "usage:read", "webhooks:write"})
 
 
 def is_within(name: str, prefixes: Prefixes) -> bool:

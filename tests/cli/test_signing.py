@@ -58,6 +58,11 @@ def test_sign_push_verify(tenant: Lorary, folder: Path, tmp_path: Path) -> None:
     assert tenant("signing-keys", "revoke", "release", "--yes").code == 0
     assert "release" in tenant("signing-keys", "list").stdout
     assert tenant.ok("adapters", "show", "style")["versions"][0]["signature"]["verdict"] == "key_revoked"
+    card = tenant("adapters", "card", "style@2").stdout
+    assert card.startswith("---\nbase_model: ")
+    assert "**revoked**" in card
+    assert "# Changed" in card
+    assert tenant.ok("adapters", "card", "style")["signature"]["key"] == "release"
     assert tenant("signing-policy", "show").stdout.count("require") == 2
 
 

@@ -107,6 +107,7 @@ TABLE: dict[str, tuple[str, JSON | None]] = {
     "POST /api/v1/adapters/{name}/versions": (MINE, None),
     "GET /api/v1/adapters/{name}/versions/{number}": (OWNED, None),
     "DELETE /api/v1/adapters/{name}/versions/{number}": (OWNED, None),
+    "GET /api/v1/adapters/{name}/versions/{number}/card": (OWNED, None),
     "GET /api/v1/adapters/{name}/versions/{number}/files/{path}": (OWNED, None),
     "GET /api/v1/adapters/{name}/aliases": (OWNED, None),
     "GET /api/v1/adapters/{name}/aliases/{alias}": (OWNED, None),

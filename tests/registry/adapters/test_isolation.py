@@ -20,6 +20,7 @@ ENDPOINTS: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/adapters/{name}/versions", {}),
     ("GET", "/adapters/{name}/versions/1", {}),
     ("DELETE", "/adapters/{name}/versions/1", {}),
+    ("GET", "/adapters/{name}/versions/1/card", {}),
     ("GET", "/adapters/{name}/versions/1/files/adapter_config.json", {}),
     ("GET", "/adapters/{name}/aliases", {}),
     ("GET", "/adapters/{name}/aliases/default", {}),

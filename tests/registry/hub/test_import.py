@@ -151,6 +151,8 @@ class TestFromAnotherLorary:
         assert (version["status"], version["version_digest"]) == ("ready", pirate[0]["version_digest"])
         assert target.run(**body)["result"]["number"] == 2
         assert target.run(**body, revision="1")["result"]["number"] == 1, "the same bytes are the same version"
+        source = target.mine.get("/adapters/pirate/versions/2/card")["imported_from"]
+        assert (source["repo"], source["endpoint"], source["commit"]) == ("acme/pirate", server_url, pirate[1]["version_digest"][:40])
         for path, data in NEWER.items():
             assert target.mine.call("GET", f"/adapters/pirate/versions/2/files/{path}").content == data
         assert token_of(acme) not in caplog.text + str(job)
