@@ -26,7 +26,10 @@ class AdapterKey(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Greedy where temperature is 0. `top_k` 0 and `top_p` 1 are off; `logprobs` None is off, n reports n top ones.
+    """Greedy where temperature is 0. `top_k` 0, `top_p` 1 and `min_p` 0 are off; `logprobs` None is off, n reports n top ones.
+
+    Penalties and `logit_bias` change the logits before anything else. `frequency_penalty` and `presence_penalty` count the
+    output alone (OpenAI); `repetition_penalty` divides what prompt or output holds (CTRL, arXiv 1909.05858, section 4.1).
 
     Raises ValueError naming the field, the value and what is allowed.
     """
@@ -39,6 +42,11 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     ignore_eos: bool = False
+    min_p: float = 0.0  # of the likeliest token's probability, after temperature
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
@@ -46,7 +54,17 @@ class SamplingParams:
         _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
         _require(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", self.logprobs, "between 0 and 20")
+        _require(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "between 0 and 1")
+        for name in ("frequency_penalty", "presence_penalty"):
+            _require(-2.0 <= getattr(self, name) <= 2.0, name, getattr(self, name), "between -2 and 2")
+        _require(0.0 < self.repetition_penalty <= 10.0, "repetition_penalty", self.repetition_penalty, "above 0 and at most 10")
+        _require(all(abs(bias) <= 100.0 for _, bias in self.logit_bias), "logit_bias", self.logit_bias, "between -100 and 100 each")
         _require(len(self.stop) <= 4 and all(self.stop), "stop", self.stop, "at most four strings, none of them empty")
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the next token is chosen from other logits than the model's."""
+        return bool(self.logit_bias or self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0)
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:

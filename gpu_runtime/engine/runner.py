@@ -48,4 +48,5 @@ def _row(item: Scheduled) -> BatchRow:
 
 
 def _sample_row(item: Scheduled) -> SampleRow:
-    return SampleRow(item.request.params, item.ticket.seed, item.request.num_tokens)
+    request = item.request
+    return SampleRow(request.params, item.ticket.seed, request.num_tokens, request.prompt_ids, request.output_ids)

@@ -19,11 +19,16 @@ FIRST_CANDIDATES = 256  # top_p looks at this many largest tokens before it look
 
 @dataclass(frozen=True)
 class SampleRow:
-    """`seed` is the request's own or one drawn when it arrived; `position` is the index of the token to be chosen."""
+    """`seed` is the request's own or one drawn when it arrived; `position` is the index of the token to be chosen.
+
+    `prompt_ids` and `output_ids` are what penalties count.
+    """
 
     params: SamplingParams
     seed: int
     position: int
+    prompt_ids: Sequence[int] = ()
+    output_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,30 @@ def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
 
 
 def _sample_row(logits: torch.Tensor, row: SampleRow, greedy: int) -> Sampled:
-    token = greedy if row.params.temperature == 0 else _draw(logits, row)
+    scores = _changed(logits, row) if row.params.changes_logits else logits
+    token = _draw(scores, row) if row.params.temperature else greedy if scores is logits else int(scores.argmax())
     if row.params.logprobs is None:
         return Sampled(token)
     return Sampled(token, _logprob(logits, token, row.params.logprobs))
+
+
+def _changed(logits: torch.Tensor, row: SampleRow) -> torch.Tensor:
+    """Logits (vocab) after repetition, frequency and presence penalty and bias, in this order."""
+    params, scores = row.params, logits.clone()
+    if params.repetition_penalty != 1.0:
+        seen = _tensor_like(sorted({*row.prompt_ids, *row.output_ids}), logits)
+        scores[seen] = torch.where(scores[seen] > 0, scores[seen] / params.repetition_penalty, scores[seen] * params.repetition_penalty)
+    if row.output_ids and (params.frequency_penalty or params.presence_penalty):
+        said, counts = torch.unique(_tensor_like(row.output_ids, logits), return_counts=True)
+        scores[said] -= params.frequency_penalty * counts + params.presence_penalty
+    if params.logit_bias:
+        tokens, biases = zip(*params.logit_bias, strict=True)
+        scores[_tensor_like(tokens, logits)] += torch.tensor(biases, dtype=logits.dtype, device=logits.device)
+    return scores
+
+
+def _tensor_like(token_ids: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
 
 
 def _logprob(logits: torch.Tensor, token: int, num_top: int) -> TokenLogprob:
@@ -59,6 +84,9 @@ def _logprob(logits: torch.Tensor, token: int, num_top: int) -> TokenLogprob:
 
 def _draw(logits: torch.Tensor, row: SampleRow) -> int:
     probs = (logits.double() / row.params.temperature).softmax(-1)
+    if row.params.min_p > 0:
+        probs = torch.where(probs >= row.params.min_p * probs.max(), probs, 0.0)
+        probs /= probs.sum()
     candidates, mass = _candidates(probs, row.params)
     sums = mass.cumsum(0)
     at = int(torch.searchsorted(sums, uniform(row.seed, row.position) * sums[-1], right=True))

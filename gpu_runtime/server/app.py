@@ -23,10 +23,10 @@ from gpu_runtime.engine.loop import EngineFull, EngineStopped
 from gpu_runtime.server.errors import ApiError, invalid, unavailable
 from gpu_runtime.server.grants import GrantVerifier
 from gpu_runtime.server.health import Health
-from gpu_runtime.server.intake import Permission, admit, deadline_of, encode_prompts, engine_requests, read_body, sampling_for
+from gpu_runtime.server.intake import Permission, admit, check_biases, deadline_of, encode_prompts, engine_requests, read_body, sampling_for
 from gpu_runtime.server.metrics import RuntimeMetrics
 from gpu_runtime.server.openai import ChatRequest, CompletionRequest, GenerationRequest, read_request
-from gpu_runtime.server.replies import ChatShape, CompletionShape, Piece, Shape, Usage
+from gpu_runtime.server.replies import ChatShape, CompletionShape, Piece, Shape, Usage, best_of
 from gpu_runtime.server.stream import ClientGone, EventStream, Generation, StepLoop, as_json, client_closed
 from gpu_runtime.server.text import Text
 from registry.wire import FORM_DIGEST_HEADER, REQUEST_ID_HEADER, VERSION_DIGEST_HEADER, GrantClaims
@@ -185,6 +185,7 @@ async def _answer(
 ) -> Response:
     deadline_s = deadline_of(http, now_s=exchange.started_s)
     asked = read_request(await read_body(http), kind=kind)
+    check_biases(asked, num_tokens=serving.text.num_tokens)
     prompts = await encode_prompts(asked, text=serving.text, context_tokens=serving.context_tokens)
     exchange.num_prompt_tokens = sum(map(len, prompts))
     params = sampling_for(asked, prompts, claims=permission.claims, context_tokens=serving.context_tokens)
@@ -198,9 +199,9 @@ async def _answer(
     shape = _shape(asked, prompts, serving.text, permission.claims)
     if asked.stream:
         exchange.streams = True
-        chunks = _chunks(shape, first, batches, num_choices=len(prompts), usage=exchange.usage if asked.include_usage else None)
+        chunks = _chunks(shape, first, batches, num_choices=len(params), usage=exchange.usage if asked.include_usage else None)
         return EventStream(chunks, headers=exchange.headers(), finish=exchange.finish_stream)
-    choices = await _collect(first, batches, num_choices=len(prompts))
+    choices = best_of(await _collect(first, batches, num_choices=len(params)), candidates=asked.num_candidates, keep=asked.num_choices)
     exchange.failure = None
     return Response(as_json(shape.whole(choices, exchange.usage())), media_type="application/json", headers=exchange.headers())
 
@@ -236,8 +237,9 @@ def _shape(asked: GenerationRequest, prompts: tuple[tuple[int, ...], ...], text:
 
 
 def _echoes(asked: CompletionRequest, prompts: tuple[tuple[int, ...], ...], text: Text) -> list[str]:
-    """The prompt as it was given; given as ids, its text."""
-    return [given if isinstance(given, str) else text.decode(ids) for given, ids in zip(asked.prompt, prompts, strict=True)]
+    """The prompt of each choice as it was given; given as ids, its text."""
+    texts = [given if isinstance(given, str) else text.decode(ids) for given, ids in zip(asked.prompt, prompts, strict=True)]
+    return [shown for shown in texts for _ in range(asked.num_choices)]
 
 
 async def _chunks(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -112,18 +112,33 @@ def _refuse_hopeless(rendered: str, text: Text, context_tokens: int, *, param: s
 def sampling_for(
     asked: GenerationRequest, prompts: Sequence[Sequence[int]], *, claims: GrantClaims, context_tokens: int
 ) -> tuple[SamplingParams, ...]:
-    """One choice's parameters a prompt, within the context and the grant. Raises ApiError."""
-    return tuple(_params(asked, len(prompt), claims=claims, context_tokens=context_tokens) for prompt in prompts)
+    """Parameters of every candidate, a prompt's side by side, within the context and the grant. Raises ApiError."""
+    asked_for = (_params(asked, len(prompt), claims=claims, context_tokens=context_tokens) for prompt in prompts)
+    return tuple(_numbered(params, index) for params in asked_for for index in range(asked.num_candidates))
+
+
+def _numbered(params: SamplingParams, index: int) -> SamplingParams:
+    """Candidates of one seed draw different numbers, the first one those of a request for one."""
+    return params if params.seed is None or not index else replace(params, seed=(params.seed + index) & (2**63 - 1))
+
+
+def check_biases(asked: GenerationRequest, *, num_tokens: int) -> None:
+    """Raises ApiError for a bias on a token that this model does not have."""
+    unknown = next((token_id for token_id in asked.logit_bias or {} if token_id >= num_tokens), None)
+    if unknown is not None:
+        raise invalid(f"logit_bias names token id {unknown}; this model's ids are 0 to {num_tokens - 1}", param="logit_bias")
 
 
 def _params(asked: GenerationRequest, num_prompt_tokens: int, *, claims: GrantClaims, context_tokens: int) -> SamplingParams:
+    """The grant's limit is one for all candidates of a prompt together."""
     param = "messages" if isinstance(asked, ChatRequest) else "prompt"
     room = context_tokens - num_prompt_tokens
-    max_tokens = asked.asked_tokens
+    max_tokens, most = asked.asked_tokens, claims.max_tokens // asked.num_candidates
     if max_tokens is None:
-        max_tokens = min(claims.max_tokens, asked.default_tokens or claims.max_tokens, max(room, 1))
-    if max_tokens > claims.max_tokens:
-        raise invalid(f"max_tokens is {max_tokens}; this request may generate at most {claims.max_tokens}", param="max_tokens")
+        max_tokens = min(max(most, 1), asked.default_tokens or most, max(room, 1))
+    if max_tokens > most:
+        choices = f" of each of {asked.num_candidates} choices" if asked.num_candidates > 1 else ""
+        raise invalid(f"max_tokens is {max_tokens}; this request may generate at most {most}{choices}", param="max_tokens")
     if max_tokens > room:
         raise _too_long(num_prompt_tokens, max_tokens, context_tokens, param=param)
     return asked.sampling(max_tokens=max_tokens)
@@ -150,11 +165,13 @@ def deadline_of(http: HttpRequest, *, now_s: float) -> float | None:
 def engine_requests(
     prompts: Sequence[tuple[int, ...]], params: Sequence[SamplingParams], *, permission: Permission, deadline_s: float | None
 ) -> list[Request]:
-    """One engine request a prompt. A single one carries the request id itself, so that logs join by it."""
+    """One engine request a candidate of each prompt. A single one carries the request id itself, so that logs join by it."""
     base = permission.claims.jti
-    names = [base] if len(prompts) == 1 else [f"{base}-{index}" for index in range(len(prompts))]
+    names = [base] if len(params) == 1 else [f"{base}-{index}" for index in range(len(params))]
+    candidates = len(params) // len(prompts)
+    repeated = [prompt for prompt in prompts for _ in range(candidates)]
     now_s = time.monotonic()
     return [
         Request(request_id=name, prompt_ids=prompt, params=one, adapter=permission.adapter, arrived_s=now_s, deadline_s=deadline_s)
-        for name, prompt, one in zip(names, prompts, params, strict=True)
+        for name, prompt, one in zip(names, repeated, params, strict=True)
     ]

@@ -1,7 +1,7 @@
 """What clients may ask: the request schemas of OpenAI's completions and chat completions, closed and strict.
 
 A field is supported, or ignored because it changes nothing here, or accepted only where it asks for nothing
-(`n: 1`, `frequency_penalty: 0`), or refused by name. Nothing that would change the answer is dropped in silence.
+(`best_of: 1` of a chat, `tools: []`), or refused by name. Nothing that would change the answer is dropped in silence.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from registry.artifact.errors import ArtifactRefused
 from registry.artifact.strict_json import load_object
 
 MAX_PROMPTS = 64  # of one completions request: a longer list is for the client to cut
+MAX_CHOICES = 128  # of one request, over all of its prompts: each is a request of its own to the engine
+MAX_BIASES = 1024
 MAX_MESSAGES = 4096
 MAX_STOP_CHARACTERS = 1024
 PROMPT_FORMS = "prompt must be a string, a list of strings, a list of token ids or a list of lists of token ids, and not empty"
@@ -28,15 +30,9 @@ IGNORED = frozenset(
 )
 # Known to clients and not supported: the values with which they ask for nothing.
 NEUTRAL: dict[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "suffix": ("",),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
     "min_tokens": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),
@@ -65,6 +61,17 @@ def _stops(value: object) -> object:
     return [] if value is None else [value] if isinstance(value, str) else value
 
 
+def _biases(value: object) -> object:
+    """OpenAI's {"50256": -100} as {50256: -100.0}; JSON has no other keys than strings."""
+    if not isinstance(value, Mapping):
+        return value
+    bad = next((key for key in value if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10)), None)
+    if bad is not None:
+        raise ValueError(f"logit_bias has the key {str(bad)[:40]!r}; its keys are token ids")
+    return {int(key): bias for key, bias in value.items()}
+
+
+Bias = Annotated[float, Field(ge=-100, le=100)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
@@ -86,6 +93,12 @@ class GenerationRequest(Closed):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    logit_bias: Annotated[dict[int, Bias] | None, Field(max_length=MAX_BIASES), BeforeValidator(_biases)] = None
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationRequest:
@@ -108,6 +121,16 @@ class GenerationRequest(Closed):
         return None
 
     @property
+    def num_choices(self) -> int:
+        """Of each prompt, as the reply shows them."""
+        return self.n or 1
+
+    @property
+    def num_candidates(self) -> int:
+        """Of each prompt, as they are generated: the likeliest `num_choices` of them are shown."""
+        return self.num_choices
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -121,8 +144,13 @@ class GenerationRequest(Closed):
             top_k=max(0, self.top_k or 0),
             seed=None if self.seed is None else self.seed & (2**63 - 1),
             stop=tuple(self.stop),
-            logprobs=self.num_logprobs,
+            logprobs=self.num_logprobs if self.num_candidates == self.num_choices else self.num_logprobs or 0,
             ignore_eos=bool(self.ignore_eos),
+            min_p=self.min_p or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=tuple((self.logit_bias or {}).items()),
         )
 
 
@@ -151,6 +179,22 @@ class CompletionRequest(GenerationRequest):
     prompt: Annotated[tuple[Prompt, ...], BeforeValidator(_prompts)]
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+
+    @model_validator(mode="after")
+    def _best_of_holds_n(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of < self.num_choices:
+            raise ValueError(f"best_of is {self.best_of}, less than n, which is {self.num_choices}")
+        if self.stream and self.num_candidates > self.num_choices:
+            raise ValueError("best_of above n cannot be streamed: the best are known when all are whole")
+        return self
+
+    @model_validator(mode="after")
+    def _choices_are_bounded(self) -> CompletionRequest:
+        asked = len(self.prompt) * self.num_candidates
+        if asked > MAX_CHOICES:
+            raise ValueError(f"n (or best_of) times the number of prompts is {asked}; one request may ask for {MAX_CHOICES}")
+        return self
 
     @model_validator(mode="after")
     def _echo_has_no_logprobs(self) -> CompletionRequest:
@@ -165,6 +209,10 @@ class CompletionRequest(GenerationRequest):
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
+
+    @property
+    def num_candidates(self) -> int:
+        return self.best_of or self.num_choices
 
 
 def _content(value: object) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_runtime.core import TokenLogprob
@@ -156,6 +156,21 @@ class CompletionShape:
 
 
 Shape = ChatShape | CompletionShape
+
+
+def best_of(choices: Sequence[Piece], *, candidates: int, keep: int) -> list[Piece]:
+    """Of each run of `candidates` choices the `keep` likeliest by mean logprob of their tokens, best first, numbered anew."""
+    if candidates == keep:
+        return list(choices)
+    runs = [choices[start : start + candidates] for start in range(0, len(choices), candidates)]
+    kept = [piece for run in runs for piece in sorted(run, key=_mean_logprob, reverse=True)[:keep]]
+    return [replace(piece, index=index) for index, piece in enumerate(kept)]
+
+
+def _mean_logprob(piece: Piece) -> float:
+    """Of the tokens that are shown; a choice that shows none is the least likely."""
+    values = [_finite(entry.logprob.logprob) for entry in piece.entries]
+    return sum(values) / len(values) if values else LOWEST_LOGPROB
 
 
 def _finite(logprob: float) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -86,3 +88,53 @@ def test_a_row_that_is_not_finite_fails_alone(bad: float, temperature: float) ->
     assert found[0].token_id is not None
     assert found[1].token_id is None
     assert found[2].token_id == 9
+
+
+def test_min_p_keeps_what_is_near_the_likeliest() -> None:
+    logits = torch.tensor([1.0, 0.0, 2.0, -1.0])  # softmax 0.237 0.087 0.644 0.032: of the largest 0.37 0.135 1 0.05
+    assert set(draw(logits, SamplingParams(min_p=0.3))) == {0, 2}
+    assert set(draw(logits, SamplingParams(min_p=0.1))) == {0, 1, 2}
+    assert set(draw(logits, SamplingParams(min_p=1.0))) == {2}
+    assert set(draw(logits, SamplingParams(min_p=0.1, top_p=0.9))) == {0, 2}, "top_p is of what min_p left: 0.911 of 0.968"
+
+
+def chosen(logits: list[float], params: SamplingParams, *, prompt: Sequence[int] = (), output: Sequence[int] = ()) -> int | None:
+    return sample(torch.tensor([logits]), [SampleRow(params, 0, 9, prompt, output)])[0].token_id
+
+
+def test_frequency_and_presence_penalties_count_the_output_alone() -> None:
+    frequency = SamplingParams(temperature=0, frequency_penalty=0.6)
+    assert chosen([2.0, 1.0, 0.0], frequency, prompt=[0, 0, 0]) == 0
+    assert chosen([2.0, 1.0, 0.0], frequency, output=[0]) == 0
+    assert chosen([2.0, 1.0, 0.0], frequency, output=[0, 0]) == 1
+    presence = SamplingParams(temperature=0, presence_penalty=0.9)
+    assert chosen([2.0, 1.0, 0.0], presence, output=[0, 0, 0, 0]) == 0
+    assert chosen([2.0, 1.2, 0.0], presence, output=[0]) == 1
+    assert chosen([2.0, 1.0, 0.0], SamplingParams(temperature=0, presence_penalty=-2.0), output=[2, 2]) == 0
+    assert chosen([2.0, 1.0, 0.1], SamplingParams(temperature=0, presence_penalty=-2.0), output=[2, 2]) == 2
+
+
+def test_the_repetition_penalty_shrinks_what_prompt_or_output_holds_towards_unlikely() -> None:
+    params = SamplingParams(temperature=0, repetition_penalty=2.5)
+    assert chosen([2.0, 1.0, -1.0], params, prompt=[0]) == 1
+    assert chosen([2.0, 1.0, -1.0], params, output=[0, 0, 0]) == 1, "once or often is the same"
+    assert chosen([-1.0, -2.0, -3.0], params, prompt=[0]) == 1, "a negative logit is multiplied"
+
+
+def test_biases_force_and_forbid_and_leave_logprobs_alone() -> None:
+    assert chosen([2.0, 1.0, 0.0], SamplingParams(temperature=0, logit_bias=((0, -100.0),))) == 1
+    assert chosen([2.0, 1.0, 0.0], SamplingParams(temperature=0, logit_bias=((2, 100.0), (0, 1.0)))) == 2
+    assert set(draw(torch.tensor([2.0, 1.0, 0.0]), SamplingParams(logit_bias=((1, 100.0),)))) == {1}
+    params = SamplingParams(temperature=0, logprobs=0, logit_bias=((2, 100.0),))
+    [found] = sample(torch.tensor([[2.0, 1.0, 0.0]]), [SampleRow(params, 0, 0)])
+    assert found.logprob is not None
+    assert found.logprob.logprob == pytest.approx(float(torch.tensor([2.0, 1.0, 0.0]).log_softmax(-1)[2]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"min_p": 1.5}, {"frequency_penalty": 3.0}, {"presence_penalty": -2.1}, {"repetition_penalty": 0.0}, {"logit_bias": ((1, 101.0),)}],
+)
+def test_parameters_out_of_range_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SamplingParams(**wrong)

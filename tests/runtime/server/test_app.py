@@ -340,3 +340,58 @@ def test_replies_are_json_of_known_length(replica: Replica) -> None:
     assert response.headers["content-type"] == "application/json"
     assert int(response.headers["content-length"]) == len(response.content)
     assert json.loads(response.content)["usage"]["completion_tokens"] <= 2
+
+
+def test_n_choices_are_n_draws_and_the_first_is_the_one_of_a_single_request(replica: Replica) -> None:
+    asked: dict[str, Any] = {"model": "m", "prompt": ["The old pirate", "今日は"], "max_tokens": 8, "temperature": 1.0, "seed": 11}
+    single = replica.client().completions.create(**asked)
+    several = replica.client().completions.create(n=3, **asked)
+    assert [choice.index for choice in several.choices] == list(range(6))
+    assert [several.choices[0].text, several.choices[3].text] == [choice.text for choice in single.choices]
+    assert len({choice.text for choice in several.choices}) == 6
+    assert single.usage is not None
+    assert several.usage is not None
+    assert several.usage.prompt_tokens == single.usage.prompt_tokens, "a prompt counts once"
+    assert replica.client().completions.create(n=3, **asked).choices == several.choices
+
+
+def test_chat_streams_n_choices_side_by_side(replica: Replica) -> None:
+    asked: dict[str, Any] = {"model": "m", "messages": MESSAGES, "max_tokens": 6, "temperature": 1.0, "seed": 3, "n": 2}
+    whole = replica.client().chat.completions.create(**asked)
+    told = ["", ""]
+    for chunk in replica.client().chat.completions.create(stream=True, **asked):
+        for choice in chunk.choices:
+            told[choice.index] += choice.delta.content or ""
+    assert told == [choice.message.content for choice in whole.choices]
+
+
+def test_best_of_shows_the_likeliest_of_the_same_draws(replica: Replica) -> None:
+    asked: dict[str, Any] = {"model": "m", "prompt": "The old pirate", "max_tokens": 8, "temperature": 1.0, "seed": 5}
+    drawn = replica.client().completions.create(n=4, logprobs=0, **asked).choices
+    likely = sorted(drawn, key=lambda choice: -sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs))
+    best = replica.client().completions.create(n=2, best_of=4, **asked)
+    assert [choice.text for choice in best.choices] == [choice.text for choice in likely[:2]]
+    assert [choice.index for choice in best.choices] == [0, 1]
+    assert best.choices[0].logprobs is None, "nobody asked to see them"
+    assert best.usage is not None
+    assert best.usage.completion_tokens == 32, "what was generated counts, shown or not"
+
+
+def test_a_bias_decides_and_one_on_a_token_that_is_not_there_is_refused(replica: Replica) -> None:
+    asked: dict[str, Any] = {
+        "model": "m",
+        "prompt": "The old pirate",
+        "max_tokens": 3,
+        "temperature": 0.0,
+        "extra_body": {"ignore_eos": True},
+    }
+    token_id = replica.text.encode("x")[0]
+    forced = replica.client().completions.create(logit_bias={str(token_id): 100}, **asked)
+    assert forced.choices[0].text == replica.text.decode([token_id] * 3)
+    with pytest.raises(openai.BadRequestError, match="logit_bias names token id 999999"):
+        replica.client().completions.create(logit_bias={"999999": 1}, **asked)
+
+
+def test_the_grants_limit_is_one_for_all_choices_of_a_prompt(replica: Replica) -> None:
+    with pytest.raises(openai.BadRequestError, match="of each of 128 choices"):
+        replica.client().completions.create(model="m", prompt="a", n=128, max_tokens=64)

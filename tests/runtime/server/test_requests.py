@@ -54,12 +54,8 @@ def test_what_is_ignored_and_what_asks_for_nothing_is_taken() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
         ("best_of", 3),
         ("suffix", "end"),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", -1),
-        ("logit_bias", {"50256": -100}),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
@@ -70,8 +66,6 @@ def test_what_is_ignored_and_what_asks_for_nothing_is_taken() -> None:
         ("audio", {"voice": "alloy"}),
         ("prediction", {"type": "content", "content": "x"}),
         ("web_search_options", {}),
-        ("repetition_penalty", 1.2),
-        ("min_p", 0.1),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(name: str, value: object) -> None:
@@ -194,8 +188,8 @@ def test_max_completion_tokens_is_the_newer_name() -> None:
 def test_refusals_are_the_clients_exceptions(replica: Replica) -> None:
     client = replica.client()
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}], n=2)
-    assert (caught.value.param, caught.value.code, caught.value.type) == ("n", "unsupported_parameter", "invalid_request_error")
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}], verbosity="low")
+    assert (caught.value.param, caught.value.code, caught.value.type) == ("verbosity", "unsupported_parameter", "invalid_request_error")
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="m", prompt="x", extra_body={"max_token": 3})
     assert caught.value.param == "max_token"
@@ -206,3 +200,37 @@ def test_refusals_are_the_clients_exceptions(replica: Replica) -> None:
         client.completions.create(model="m", prompt="")
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}], stream=True, max_tokens=0)
+
+
+def test_every_sampling_parameter_reaches_the_engine() -> None:
+    given = {
+        "min_p": 0.1,
+        "frequency_penalty": 1,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 1.2,
+        "logit_bias": {"50256": -100, "7": 2.5},
+    }
+    params = chat(**given).sampling(max_tokens=1)
+    assert (params.min_p, params.frequency_penalty, params.presence_penalty, params.repetition_penalty) == (0.1, 1.0, -0.5, 1.2)
+    assert params.logit_bias == ((50256, -100.0), (7, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": 2, "best_of": 1}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"n": 100, "prompt": ["a", "b"]}, "n"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logit_bias": {"7": 101}}, "logit_bias[7]"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
+    ],
+)
+def test_what_cannot_be_asked_of_choices_and_logits_is_named(asked: dict[str, Any], param: str) -> None:
+    assert refusal(CompletionRequest, COMPLETION | asked).param == param
