@@ -14,7 +14,7 @@ from registry.config import FirstKeys, load_settings
 noun = typer.Typer(help="The database's schema, and the first admin key.", no_args_is_help=True)
 
 
-PatienceOption = Annotated[float, typer.Option("--timeout-s", min=0, help="How long to wait for a database that does not answer.")]
+PatienceOption = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for a database that does not answer.")]
 
 
 @noun.command("init")
@@ -38,7 +38,7 @@ def init(timeout_s: PatienceOption = 0.0, output: OutputOption = Format.table) -
 
 @noun.command("wait")
 def wait(
-    timeout_s: Annotated[float, typer.Option("--timeout-s", min=0, help="Exit code 1 after this time.")] = 600.0,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Seconds; then exit code 1.")] = 600.0,
     output: OutputOption = Format.table,
 ) -> None:
     """Wait until the schema is one that this program can serve: made by another process, at head or by a later release.

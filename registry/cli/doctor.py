@@ -73,7 +73,7 @@ def _state_dir(settings: Settings) -> Finding:
     if not where.is_dir():
         return Finding("state directory", "failed", f"{where} is absent", "run `lorary db init` or `lorary up`, or set LORARY_STATE_DIR")
     mode = stat.S_IMODE(where.stat().st_mode)
-    if mode & 0o022:
+    if mode & 0o022 and any(where.iterdir()):  # an empty one, as an orchestrator mounts it, has nothing to protect
         return Finding("state directory", "failed", f"others may write to {where} (mode {mode:04o})", f"chmod 700 {where}")
     return Finding("state directory", "ok", str(where))
 
@@ -104,11 +104,14 @@ def _disk(settings: Settings) -> Finding:
 
 
 def _schema(settings: Settings) -> Finding:
-    from registry.cli import local  # noqa: PLC0415 - the database stack takes a second to import
+    import migrations  # noqa: PLC0415 - the database stack takes a second to import
+    from registry.cli import local  # noqa: PLC0415 - as above
 
     if not _has_database(settings):
         return Finding("database schema", "failed", "there is no database", "run `lorary db init`")
     revision, head = local.schema_state(settings)
+    if migrations.is_newer(revision):
+        return Finding("database schema", "warning", f"at {revision}, of a later release than this program, whose head is {head}")
     if revision != head:
         return Finding("database schema", "failed", f"at {revision}, this program needs {head}", "run `lorary db upgrade`")
     return Finding("database schema", "ok", f"at {revision}")

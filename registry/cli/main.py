@@ -24,6 +24,7 @@ from registry.cli import (
     signing,
     tenants,
     up,
+    waiting,
     webhooks,
 )
 from registry.cli.failure import CliFailure
@@ -42,6 +43,7 @@ app.command("api")(processes.api)
 app.command("worker")(processes.worker)
 app.command("runtime")(processes.runtime)
 app.command("doctor")(doctor.doctor)
+app.command("wait")(waiting.wait)
 app.add_typer(db.noun, name="db")
 app.add_typer(tenants.noun, name="tenants")
 app.add_typer(keys.noun, name="keys")

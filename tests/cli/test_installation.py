@@ -67,10 +67,10 @@ def test_generated_keys_are_stored_by_init_and_not_printed(local: Lorary) -> Non
 
 
 def test_wait_ends_when_another_process_has_made_the_schema(local: Lorary) -> None:
-    late = local("db", "wait", "--timeout-s", "0")
+    late = local("db", "wait", "--timeout", "0")
     assert late.code == 1
     assert "error" in late.stderr
-    program = [sys.executable, "-m", "registry.cli", "db", "wait", "-o", "json", "--timeout-s", "60"]
+    program = [sys.executable, "-m", "registry.cli", "db", "wait", "-o", "json", "--timeout", "60"]
     waiting = subprocess.Popen(program, env=environment(local.state_dir), stdout=subprocess.PIPE, text=True)
     time.sleep(0.2)
     head = local.ok("db", "init")["revision"]
@@ -78,11 +78,26 @@ def test_wait_ends_when_another_process_has_made_the_schema(local: Lorary) -> No
     assert waiting.returncode == 0
 
 
+def test_doctor_minds_an_open_state_directory_only_when_something_lies_in_it(local: Lorary) -> None:
+    local.state_dir.mkdir(mode=0o777)
+    local.state_dir.chmod(0o777)
+    assert checks(local)[1]["state directory"]["status"] == "ok", "as a volume of a pod, while everything lies elsewhere"
+    (local.state_dir / "lorary.sqlite3").touch()
+    assert checks(local)[1]["state directory"]["status"] == "failed"
+
+
+def test_wait_tells_a_registry_that_is_ready_from_one_that_is_away(local: Lorary, registry: Registry) -> None:
+    assert local.ok("wait", "--url", registry.url) == {"url": registry.url, "ready": True}
+    away = local("wait", "--timeout", "0")
+    assert away.code == 1
+    assert "http://127.0.0.1:9 is not ready" in away.stderr
+
+
 def test_init_waits_for_a_database_that_does_not_answer(local: Lorary) -> None:
     away = "postgresql://lorary_owner:x@127.0.0.1:9/lorary"
     urls = {"LORARY_DATABASE_URL": away.replace("owner", "app"), "LORARY_DATABASE_OWNER_URL": away}
     began = time.monotonic()
-    done = local("db", "init", "--timeout-s", "1", **urls)
+    done = local("db", "init", "--timeout", "1", **urls)
     assert done.code == 1
     assert time.monotonic() - began >= 1
     assert "does not answer" in done.stderr
