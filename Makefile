@@ -5,6 +5,7 @@ VENV   := $(CACHE)/venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 MODEL  := $(CACHE)/models/smollm2-135m-instruct/model.safetensors
+CHECKOV := $(CACHE)/checkov/bin/checkov
 SLICE  ?= 4
 SEED   ?= $(shell git rev-parse --short=8 HEAD 2>/dev/null || echo 0)
 
@@ -12,7 +13,7 @@ export NUMBA_CACHE_DIR := $(abspath $(CACHE))/numba
 export LORARY_TEST_REQUIRE_MODEL := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-full test-slice check bench clean
+.PHONY: help setup demo test test-full test-slice check chart-check bench clean
 
 help: ## list the targets
 	@grep -E "^[a-z-]+:.*##" $(MAKEFILE_LIST) | sed "s/:.*## /\t/"
@@ -42,8 +43,16 @@ check: $(STAMP) ## ruff, mypy, import-linter
 test: setup check ## every check within the budget
 	$(BIN)/pytest -m 'not full' $(PYTEST_ARGS)
 
-test-full: setup check ## the slow tests too
-	$(BIN)/pytest $(PYTEST_ARGS)
+test-full: setup check $(CHECKOV) ## the slow tests too
+	LORARY_CHECKOV=$(abspath $(CHECKOV)) $(BIN)/pytest $(PYTEST_ARGS)
+
+chart-check: $(STAMP) $(CHECKOV) ## the Helm chart and its images: lint, schemas, policy, what they say of the programs
+	LORARY_CHECKOV=$(abspath $(CHECKOV)) $(BIN)/pytest tests/helm $(PYTEST_ARGS)
+
+# In an environment of its own: it pins an old boto3.
+$(CHECKOV):
+	$(PYTHON) -m venv $(CACHE)/checkov
+	$(CACHE)/checkov/bin/pip install -q --disable-pip-version-check checkov==3.3.30
 
 # What CI adds to `make test`: SLICE tests of the full suite, chosen by the commit.
 test-slice: setup

@@ -49,7 +49,7 @@ class RedisServer:
 
     def start(self) -> None:
         command = [
-            _redis_server(),
+            redis_program(),
             "--port",
             str(self.port),
             "--bind",
@@ -90,7 +90,7 @@ class RedisServer:
             return False
 
 
-def _redis_server() -> str:
+def redis_program() -> str:
     system = shutil.which("redis-server")
     if system is not None:
         return system

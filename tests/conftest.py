@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL_DIR = Path(os.environ.get("LORARY_TEST_CACHE", ROOT / ".cache")) / "models" / "smollm2-135m-instruct"
 
 # Seconds on 2 cores. A folder that passes its budget by half fails the run: slow suites grow in silence.
-BUDGETS_S = {"artifact": 60, "registry": 330, "workers": 60, "cli": 90, "runtime": 240, "e2e": 180, "architecture": 60}
+BUDGETS_S = {"artifact": 60, "registry": 330, "workers": 60, "cli": 90, "runtime": 240, "e2e": 180, "architecture": 60, "helm": 40}
 _spent_s: dict[str, float] = defaultdict(float)
 
 
