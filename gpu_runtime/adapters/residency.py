@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from gpu_runtime.adapters.eviction import EvictionPolicy, IdleAdapter, least_recently_used
+from gpu_runtime.adapters.eviction import EvictionPolicy, IdleAdapter, ReuseHistory, cheapest_to_lose
 from gpu_runtime.adapters.flights import Executor, Flights, Landing
 from gpu_runtime.adapters.handle import Drop, Handle, Resident
 from gpu_runtime.adapters.host import HostCache
@@ -48,13 +48,14 @@ class Residency:
         host: HostCache,
         executor: Executor,
         num_pull_threads: int,
-        victim: EvictionPolicy = least_recently_used,
+        victim: EvictionPolicy = cheapest_to_lose,
     ) -> None:
         self._pool = pool
         self._tables = tables
         self._puller = puller
         self._host = host
         self._victim = victim
+        self._history = ReuseHistory()
         self._flights = Flights(lambda key, grant: puller.pull(key, grant=grant), executor=executor, num_threads=num_pull_threads)
         self._residents: dict[AdapterKey, Resident] = {}
         self._draining: list[Resident] = []
@@ -122,6 +123,7 @@ class Residency:
         """A handle on `key`, loaded from the host tier if it is not resident. Only after `can_acquire`."""
         resident = self._residents.get(key) or self._load(key)
         resident.num_handles += 1
+        self._history.used(key)
         self._touch(resident)
         return Handle(resident)
 
@@ -170,6 +172,7 @@ class Residency:
     def drop(self, key: AdapterKey) -> Future[None]:
         """Forget `key` in every tier. Later requests pull it anew; those that use it now finish first; then its pages are zeroed."""
         drop = Drop()
+        self._history.forget(key)
         self._host.drop(key)
         if (resident := self._residents.pop(key, None)) is not None:
             drop.wait_for()
@@ -250,7 +253,14 @@ class Residency:
 
     def _evict_one(self) -> bool:
         idle = [
-            IdleAdapter(key, len(resident.pages), resident.last_used, wanted=self._host.num_pins(key) > 0)
+            IdleAdapter(
+                key,
+                len(resident.pages),
+                resident.last_used,
+                wanted=self._host.num_pins(key) > 0,
+                chance=self._history.chance(key),
+                on_host=key in self._host,
+            )
             for key, resident in self._residents.items()
             if resident.num_handles == 0
         ]
