@@ -39,7 +39,9 @@ class LocalBlobStore(LocalParts):
         file = self.open(tenant_id, sha256)
         if start:
             file.seek(start)
-        return _read_chunks(file, length=length)
+        chunks = _read_chunks(file, length=length)
+        next(chunks)  # from here on its end closes the file, also where nobody takes a byte: a client that left at once
+        return chunks
 
     def list(self, tenant_id: str | None = None) -> Iterator[StoredBlob]:
         pattern = "*/*" if tenant_id is None else f"{tenant_id}/*"
@@ -72,6 +74,7 @@ class LocalBlobStore(LocalParts):
 
 def _read_chunks(file: BinaryIO, *, length: int | None) -> Iterator[bytes]:
     with file:
+        yield b""
         while length is None or length > 0:
             chunk = file.read(CHUNK_BYTES if length is None else min(CHUNK_BYTES, length))
             if not chunk:
