@@ -114,6 +114,7 @@ class Settings(EnvironmentSettings):
         default=(), description="Hubs beside the Hugging Face Hub that imports may name, comma-separated: https://hub.example"
     )
     max_import_bytes: int = Field(default=2 * 2**30, gt=0, description="Limit of the weights that an import copies.")
+    max_base_model_bytes: int = Field(default=512 * 2**30, gt=0, description="Limit of a base model that is downloaded from a hub.")
     import_timeout_s: float = Field(default=3600.0, gt=0, description="How long the copy of one file may take.")
 
     replica_ttl_s: float = Field(default=15.0, gt=0)

@@ -8,9 +8,8 @@ repository that will never do is refused with a sentence, which is the job's res
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from registry.adapters import push
@@ -39,9 +38,8 @@ from registry.secrets import service as secrets
 from registry.tenants.auth import TenantSubject
 from workers.hub_source import HubCommit, HubFile, HubSource
 from workers.importing import ImportRefused
+from workers.progress import Progress
 from workers.shell import Attempt, Publish
-
-PROGRESS_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,23 +69,6 @@ class Fetched:
     commit: HubCommit
     pushed: PushIn
     checked: CheckedPush
-
-
-@dataclass
-class Progress:
-    """Tells the job's row how far it is, not more often than once a second."""
-
-    tell: Callable[[Mapping[str, Any]], None]
-    total_bytes: int
-    done_bytes: int = 0
-    file: str = ""
-    _told_at: float = field(default=0.0, repr=False)
-
-    def advance(self, num_bytes: int) -> None:
-        self.done_bytes += num_bytes
-        if time.monotonic() - self._told_at >= PROGRESS_EVERY_S:
-            self._told_at = time.monotonic()
-            self.tell({"file": self.file, "done_bytes": self.done_bytes, "total_bytes": self.total_bytes})
 
 
 @dataclass(frozen=True)
@@ -216,7 +197,7 @@ def choose(commit: HubCommit, *, max_bytes: int) -> list[HubFile]:
 def _copy(source: HubSource, commit: HubCommit, file: HubFile, spool: BinaryIO, *, progress: Progress, attempt: Attempt) -> str:
     """sha256 of the bytes that came. Raises OutboundFailed where they are not those that the hub announced."""
     hasher = StreamHasher()
-    with source.open(commit, file) as chunks:
+    with source.open(commit, file) as (_, chunks):
         for chunk in chunks:
             attempt.check()
             spool.write(chunk)

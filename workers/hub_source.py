@@ -26,11 +26,12 @@ RETRIED = frozenset({408, 425, 429})
 
 @dataclass(frozen=True)
 class HubFile:
-    """As the hub announces it; `sha256` is None for small files, which it keeps in git."""
+    """As the hub announces it. `sha256` is None for small files, which it keeps in git under `git_oid` (sha1 of the blob)."""
 
     path: str
     size: int
     sha256: str | None
+    git_oid: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,21 @@ class HubSource:
             raise ImportRefused("hub_unreadable", "the hub's description of the repository cannot be read") from error
 
     @contextmanager
-    def open(self, commit: HubCommit, file: HubFile) -> Iterator[Iterator[bytes]]:
-        """The file's bytes, no more than were announced."""
+    def open(self, commit: HubCommit, file: HubFile, *, start: int = 0) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """Where the bytes begin, and the bytes, no more than were announced. They begin at 0 where a hub ignores `start`."""
         from huggingface_hub import hf_hub_url  # noqa: PLC0415
 
         url = hf_hub_url(self._repo, file.path, revision=commit.sha, endpoint=self._endpoint)
         caps = Caps(total_s=self._timeout_s, max_bytes=file.size, max_redirects=MAX_REDIRECTS)
-        with self._outbound.stream("GET", url, headers=self._headers, caps=caps) as answer:
+        wanted = {"range": f"bytes={start}-"} if start else {}
+        with self._outbound.stream("GET", url, headers=self._headers | wanted, caps=caps) as answer:
+            if start and answer.status == httpx2.codes.PARTIAL_CONTENT:
+                if not answer.headers.get("content-range", "").startswith(f"bytes {start}-"):
+                    raise OutboundFailed("protocol", f"the hub answered with another range of {file.path}")
+                yield start, answer.chunks()
+                return
             self._raise_for_status(answer.status, answer.headers)
-            yield answer.chunks()
+            yield 0, answer.chunks()
 
     def _raise_for_status(self, status: int, headers: Mapping[str, str]) -> None:
         """By the library's own reading of the hub's error headers."""
@@ -126,5 +133,6 @@ def _read_commit(body: object) -> HubCommit:
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
         if not isinstance(sibling.rfilename, str) or type(size) is not int or size < 0 or (sha256 is not None and not is_digest(sha256)):
             raise ValueError("a file without size or with a digest that is none")
-        files.append(HubFile(sibling.rfilename, size, sha256))
+        git_oid = sibling.blob_id if sha256 is None and isinstance(sibling.blob_id, str) else None
+        files.append(HubFile(sibling.rfilename, size, sha256, git_oid))
     return HubCommit(info.sha, tuple(files))

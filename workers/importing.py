@@ -1,6 +1,6 @@
-"""Import of a base model: find its files, convert a GGUF once, take the digest and the shapes.
+"""Import of a base model: find its files, download or convert them once, take the digest and the shapes.
 
-torch and transformers are imported for a GGUF alone. A converted model appears under `<model_dir>/<base_digest>` by
+torch and transformers are imported for a GGUF alone. A converted or downloaded model appears under `<model_dir>/<base_digest>` by
 one rename, after its files are on disk.
 """
 
@@ -12,9 +12,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from registry.artifact.base import BaseSpec, compute_base_digest
 from registry.artifact.errors import ArtifactRefused
@@ -34,16 +35,23 @@ class ImportRefused(Exception):
         self.detail = detail
 
 
+class ModelDownload(Protocol):
+    """`hub_model.HubDownload`, which knows hubs; this file does not."""
+
+    def folder(self, claim: Claim, attempt: Attempt) -> AbstractContextManager[Path]: ...
+
+
 @dataclass(frozen=True)
 class BaseModelImport:
-    """The job of kind `import_base_model`; payload {base_model_id, source: {kind, location}}."""
+    """The job of kind `import_base_model`; payload {base_model_id, source: {kind, location, ...}, secret_tenant_id}."""
 
     model_dir: Path
+    hub: ModelDownload
 
     def run(self, claim: Claim, attempt: Attempt) -> Publish:
         base_model_id, source = claim.payload["base_model_id"], claim.payload["source"]
         try:
-            found = self._import(source["kind"], source["location"], claim=claim)
+            found = self._import(source["kind"], source["location"], claim=claim, attempt=attempt)
         except (ArtifactRefused, ImportRefused) as refused:
             code, detail = refused.code, refused.detail
             return lambda session: {
@@ -57,11 +65,17 @@ class BaseModelImport:
         sentence = f"the base model could not be imported ({detail}); register it again to retry"
         service.publish_failed(session, payload["base_model_id"], code=code, detail=sentence)
 
-    def _import(self, kind: str, location: str, *, claim: Claim) -> Imported:
+    def _import(self, kind: str, location: str, *, claim: Claim, attempt: Attempt) -> Imported:
+        if kind == "hub":
+            return self._download(claim, attempt)
         if kind == "directory":
             return describe_directory(_absolute(location))
         file = find_packaged_gguf(location) if kind == "package" else _absolute(location)
         return self._convert(file, claim=claim)
+
+    def _download(self, claim: Claim, attempt: Attempt) -> Imported:
+        with self.hub.folder(claim, attempt) as folder:
+            return self._move_into_place(folder, describe_directory(folder))
 
     def _convert(self, file: Path, *, claim: Claim) -> Imported:
         if not file.is_file():

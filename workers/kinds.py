@@ -10,6 +10,7 @@ from registry.db import Database
 from registry.jobs.service import FINALISE_UPLOAD, IMPORT_BASE_MODEL, IMPORT_HUB, VALIDATE_VERSION
 from workers.finalise import UploadFinaliser
 from workers.hub_import import make_hub_import
+from workers.hub_model import make_hub_download
 from workers.importing import BaseModelImport
 from workers.shell import JobKind
 from workers.validate import Validation
@@ -19,7 +20,7 @@ def build_kinds(settings: Settings, database: Database) -> Mapping[str, JobKind]
     store = open_blob_store(settings)
     remove_stale_uploads(store, ttl_s=settings.upload_ttl_s)
     validation = Validation(database, store, max_rank=settings.max_adapter_rank)
-    importing = BaseModelImport(settings.model_dir)
+    importing = BaseModelImport(settings.model_dir, hub=make_hub_download(settings, database))
     hub = make_hub_import(settings, database, store)
     finaliser = UploadFinaliser(database, store)
     return {

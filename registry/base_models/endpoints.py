@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Path
 from registry.base_models import repository, service
 from registry.base_models.models import BaseModelRevision
 from registry.base_models.schemas import BaseModelAccepted, BaseModelIn, BaseModelOut
+from registry.blobs.endpoints import SettingsDep
 from registry.db import ReadSessionDep, WriteSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
@@ -22,9 +23,9 @@ PathName = Annotated[Name, Path()]
 
 
 @router.post("", status_code=202, responses=problem_responses(Forbidden, Invalid, Conflict))
-def register_base_model(wanted: BaseModelIn, *, subject: Admin, session: WriteSessionDep) -> BaseModelAccepted:
-    """Record the model; a job reads or converts it. Registering it again changes nothing, or retries a failed import."""
-    revision, job = service.register(session, subject, wanted)
+def register_base_model(wanted: BaseModelIn, *, subject: Admin, session: WriteSessionDep, settings: SettingsDep) -> BaseModelAccepted:
+    """Record the model; a job reads, converts or downloads it. Registering it again changes nothing, or retries a failed import."""
+    revision, job = service.register(session, subject, wanted, settings=settings)
     return BaseModelAccepted(**_show(revision, subject).model_dump(), job_id=job.id if job else None)
 
 

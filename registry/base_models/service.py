@@ -10,8 +10,10 @@ from sqlalchemy.exc import IntegrityError
 from registry.artifact.errors import printable
 from registry.audit import service as audit
 from registry.base_models import repository
+from registry.base_models.hub_source import HubLocation, check_source
 from registry.base_models.models import FAILED, PENDING, READY, BaseModelRevision
 from registry.base_models.schemas import BaseModelIn
+from registry.config import Settings
 from registry.db import ReadSession, WriteSession
 from registry.errors import Conflict, Invalid, NotFound
 from registry.jobs import service as jobs
@@ -30,11 +32,12 @@ class Imported:
     spec: dict[str, Any]
 
 
-def register(session: WriteSession, subject: Subject, wanted: BaseModelIn) -> tuple[BaseModelRevision, Job | None]:
-    """Record the model and the job that imports it.
+def register(session: WriteSession, subject: Subject, wanted: BaseModelIn, *, settings: Settings) -> tuple[BaseModelRevision, Job | None]:
+    """Record the model and the job that imports it. Raises Invalid for a hub or a secret that may not be used.
 
     The same registration again changes nothing, unless it failed: then it is tried again, with what is asked for now.
     """
+    check_source(session, subject, wanted.source, settings=settings)
     revision = repository.by_name(session, wanted.name)
     if revision is None:
         return _create(session, subject, wanted)
@@ -43,7 +46,7 @@ def register(session: WriteSession, subject: Subject, wanted: BaseModelIn) -> tu
         return revision, _import_under_way(session, subject, revision)
     before = shown(revision)
     revision.status, revision.reason = PENDING, None
-    revision.source, revision.upstream_names = wanted.source.model_dump(), list(wanted.upstream_names)
+    revision.source, revision.upstream_names = wanted.source.given(), _upstream_names(wanted)
     return revision, _start_import(session, subject, revision, action="base_model.retried", before=before)
 
 
@@ -152,7 +155,7 @@ def _create(session: WriteSession, subject: Subject, wanted: BaseModelIn) -> tup
             remedy="choose a name that no adapter has",
             code="name_taken",
         )
-    revision = BaseModelRevision(name=wanted.name, status=PENDING, source=wanted.source.model_dump(), upstream_names=wanted.upstream_names)
+    revision = BaseModelRevision(name=wanted.name, status=PENDING, source=wanted.source.given(), upstream_names=_upstream_names(wanted))
     try:
         with session.begin_nested():
             session.add(revision)
@@ -169,10 +172,16 @@ def _start_import(
         kind=jobs.IMPORT_BASE_MODEL,
         tenant_id=None,
         subject_id=subject.key_id,
-        payload={"base_model_id": revision.id, "source": revision.source},
+        payload={"base_model_id": revision.id, "source": revision.source, "secret_tenant_id": subject.tenant_id},
     )
     audit.record(session, subject, action, RESOURCE, revision.id, before=before, after=shown(revision))
     return job
+
+
+def _upstream_names(wanted: BaseModelIn) -> list[str]:
+    """A model of a hub is called there what it is called: adapters' configs name it so."""
+    own = [HubLocation.parse(wanted.source.location).repo] if wanted.source.kind == "hub" else []
+    return list(dict.fromkeys([*wanted.upstream_names, *own]))
 
 
 def _import_under_way(session: WriteSession, subject: Subject, revision: BaseModelRevision) -> Job | None:
@@ -185,7 +194,7 @@ def _import_under_way(session: WriteSession, subject: Subject, revision: BaseMod
 
 
 def _refuse_change(revision: BaseModelRevision, wanted: BaseModelIn) -> None:
-    if revision.source == wanted.source.model_dump() and set(revision.upstream_names) == set(wanted.upstream_names):
+    if revision.source == wanted.source.given() and set(revision.upstream_names) == set(_upstream_names(wanted)):
         return
     raise Conflict(
         f"base model {revision.name!r} is registered from {revision.source['location']!r} with other particulars, and is {revision.status}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +16,20 @@ from registry.cli.remote import Call, YesOption, remote
 noun = typer.Typer(help="Base models: frozen weights that adapters belong to.", no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(help="The base model's name.")]
-SourceArgument = Annotated[str, typer.Argument(help="A folder with config.json and safetensors, a .gguf file, or package:NAME.")]
+SourceArgument = Annotated[
+    str, typer.Argument(help="A folder with config.json and safetensors, a .gguf file, package:NAME, or hub:ORG/NAME[@REVISION].")
+]
 UpstreamOption = Annotated[
     list[str] | None, typer.Option("--upstream-name", help="A base_model_name_or_path that means this model. Repeatable.")
 ]
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is ready or failed.")]
 
-PACKAGE = "package:"
+EndpointOption = Annotated[str | None, typer.Option("--endpoint", help="hub: another hub, one of those that the operator lists.")]
+TokenOption = Annotated[
+    str | None, typer.Option("--token-secret", help="hub: the secret of the tenant in --tenant that holds a token for the hub.")
+]
+
+PACKAGE, HUB = "package:", "hub:"
 
 
 @remote(noun, "add")
@@ -31,11 +39,14 @@ def add(
     name: NameArgument,
     source: SourceArgument,
     upstream_name: UpstreamOption = None,
+    endpoint: EndpointOption = None,
+    token_secret: TokenOption = None,
     wait: WaitOption = True,
     timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
 ) -> None:
-    """Register a base model from files that the registry's own machine holds. Needs an admin key."""
-    model = register(call.client, name, source, upstream_names=upstream_name or [])
+    """Register a base model from files that a worker's machine holds or downloads from a hub. Needs an admin key."""
+    hub = {"endpoint": endpoint, "token_secret": token_secret}
+    model = register(call.client, name, source, upstream_names=upstream_name or [], hub=hub)
     if wait and model["status"] == "pending":
         with call.output.waiting(f"importing {name}"):
             model = wait_until_settled(call.client, name, timeout_s=timeout_s)
@@ -63,9 +74,12 @@ def delete(call: Call, name: NameArgument, yes: YesOption = False) -> None:
     call.output.note(f"base model {name} deleted")
 
 
-def register(client: RegistryClient, name: str, source: str, *, upstream_names: list[str]) -> Json:
-    """Ask the registry to import a base model; answers the row at once, pending."""
-    return client.post("/base-models", {"name": name, "source": parse_source(source), "upstream_names": upstream_names})
+def register(
+    client: RegistryClient, name: str, source: str, *, upstream_names: list[str], hub: Mapping[str, str | None] | None = None
+) -> Json:
+    """Ask the registry to import a base model; answers the row at once, pending. `hub`: what a hub's source says beside its location."""
+    given = {field: value for field, value in (hub or {}).items() if value is not None}
+    return client.post("/base-models", {"name": name, "source": parse_source(source) | given, "upstream_names": upstream_names})
 
 
 def wait_until_settled(client: RegistryClient, name: str, *, timeout_s: float) -> Json:
@@ -90,7 +104,9 @@ def fail_unless_ready(model: Json) -> None:
 
 
 def parse_source(text: str) -> dict[str, str]:
-    """`{"kind", "location"}` of a folder, a .gguf file, or package:NAME. Paths are made absolute."""
+    """`{"kind", "location"}` of a folder, a .gguf file, package:NAME or hub:ORG/NAME. Paths are made absolute."""
+    if text.startswith(HUB):
+        return {"kind": "hub", "location": text.removeprefix(HUB)}
     if text.startswith(PACKAGE):
         return {"kind": "package", "location": text.removeprefix(PACKAGE)}
     kind = "gguf" if text.lower().endswith(".gguf") else "directory"

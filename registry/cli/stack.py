@@ -148,7 +148,7 @@ class Stack:
             upstream = [upstream for model, upstream in self._wanted.upstream_names if model == name]
             base_models.register(self._client, name, source, upstream_names=upstream)
             self._tell(f"importing base model {name} from {source}")
-        elif known["source"] != base_models.parse_source(source):
+        elif {field: known["source"][field] for field in ("kind", "location")} != base_models.parse_source(source):
             raise CliFailure(
                 f"base model {name} was registered from another source",
                 remedy="give the new source another name, or leave --base-model out",

@@ -61,6 +61,17 @@ def test_import_waits_until_the_version_is_ready(
     assert (accepted["adapter"], accepted["repo"]) == ("copied", repo)
 
 
+def test_base_models_by_hub_id(admin: Lorary, importer: Lorary, registry: Registry) -> None:
+    unlisted = admin("base-models", "add", "other", "hub:org/base@v1.0", "--endpoint", "http://10.0.0.1")
+    assert (unlisted.code, "LORARY_HUB_ENDPOINTS" in unlisted.stderr) == (1, True)
+    assert "org/name@revision" in admin("base-models", "add", "other", "hub:base").stderr
+    asked = importer("base-models", "add", "other", "hub:org/base@v1.0", "--endpoint", registry.url)
+    assert (asked.code, "the hub" in asked.stderr) == (1, True), "a worker asked it, and it has no such repository"
+    assert importer.ok("base-models", "show", "other")["source"] == {
+        "kind": "hub", "location": "org/base@v1.0", "endpoint": registry.url, "token_secret": None,
+    }  # fmt: skip
+
+
 def _tenant_name(command: Lorary) -> str:
     """The name of a key's tenant, as the Hub's clients ask for it."""
     headers = {"Authorization": f"Bearer {command.environment['LORARY_API_KEY']}"}
