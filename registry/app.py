@@ -18,6 +18,7 @@ from registry.blobs import endpoints as blobs
 from registry.blobs.service import open_blob_store
 from registry.config import Settings, load_settings
 from registry.db import open_database
+from registry.gc import endpoints as gc
 from registry.hub import endpoints as hub
 from registry.jobs import endpoints as jobs
 from registry.jobs.events import JobWatch
@@ -80,7 +81,7 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(health.router)
-    for domain in (tenants, audit, secrets, webhooks, quotas, jobs, blobs, uploads, base_models, signing, adapters, serving):
+    for domain in (tenants, audit, secrets, webhooks, quotas, jobs, blobs, uploads, base_models, signing, adapters, serving, gc):
         app.include_router(domain.router, prefix=API_PREFIX)
     app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
     app.include_router(hub.router, prefix=API_PREFIX)

@@ -6,9 +6,9 @@ import ipaddress
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
 
 DEFAULT_STATE_DIR = Path.home() / ".lorary"
@@ -161,6 +161,15 @@ class Settings(EnvironmentSettings):
     webhook_poll_s: float = Field(default=1.0, gt=0)
     webhook_retention_s: float = Field(default=30 * 86_400.0, gt=0, description="How long ended deliveries stay in the log.")
 
+    deleted_retention_s: float = Field(
+        default=30 * 86_400.0, ge=0, description="How long what was deleted can be restored before it is purged; 0: for ever."
+    )
+    gc_every_s: float = Field(default=3600.0, ge=0, description="How often workers collect garbage by themselves; 0: never.")
+    gc_grace_s: float = Field(default=2 * 86_400.0, gt=0, description="How long bytes that nobody references are left alone.")
+    gc_rate: float = Field(default=200.0, ge=0, description="Blobs that the GC removes a second at most; 0: as fast as it can.")
+    gc_slice_s: float = Field(default=20.0, gt=0, description="How long the GC works before it lets other jobs go first.")
+    job_retention_s: float = Field(default=90 * 86_400.0, ge=0, description="How long ended jobs and uploads stay listed; 0: for ever.")
+
     log_format: str = Field(default="json", pattern="^(json|console)$")
     log_level: str = "INFO"
 
@@ -181,6 +190,21 @@ class Settings(EnvironmentSettings):
     def _split_endpoints(cls, value: object) -> object:
         parts = value.split(",") if isinstance(value, str) else value
         return tuple(part.strip().rstrip("/") for part in parts if part.strip()) if isinstance(parts, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _grace_outlasts_uploads_and_grants(self) -> Self:
+        longest = max(self.upload_ttl_s, self.gc_hold_s)
+        if self.gc_grace_s < longest:
+            raise ValueError(
+                f"LORARY_GC_GRACE_S is {self.gc_grace_s:g} and an upload, a grant or a download URL may live {longest:g} s; "
+                f"give it at least {longest:g}, or shorten LORARY_UPLOAD_TTL_S, LORARY_GRANT_TTL_S or LORARY_PRESIGNED_TTL_S"
+            )
+        return self
+
+    @property
+    def gc_hold_s(self) -> float:
+        """How long somebody who was let in may still read what was purged: the longest grant or download URL."""
+        return max(self.grant_ttl_s + self.grant_leeway_s, float(self.presigned_ttl_s))
 
     @cached_property
     def resolved_database_url(self) -> str:

@@ -15,6 +15,7 @@ from registry.jobs.service import queue_of
 from registry.logging import configure_logging
 from workers.kinds import build_kinds
 from workers.outbox import Relay
+from workers.schedule import collecting
 from workers.shell import Worker
 from workers.watching import watched
 from workers.webhooks import delivering
@@ -42,7 +43,11 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     database = open_database(settings)
     try:
-        with watched(settings, database, stop=stop), delivering(settings, database, stop=stop):
+        with (
+            watched(settings, database, stop=stop),
+            delivering(settings, database, stop=stop),
+            collecting(settings, database, stop=stop),
+        ):
             _work(settings, database, stop=stop)
     finally:
         database.close()

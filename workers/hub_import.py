@@ -157,8 +157,7 @@ class HubImport:
             upload.commit()
         finally:
             upload.abort()
-        with self.database.write() as session:
-            blobs.record_upload(session, wanted.subject, sha256, size=size, defaults=self.limits)
+        blobs.keep_upload(self.database, self.store, wanted.subject, sha256, size=size, defaults=self.limits)
 
 
 def make_hub_import(settings: Settings, database: Database, store: BlobStore) -> HubImport:

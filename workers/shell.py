@@ -45,6 +45,10 @@ class Draining(Exception):
     """The worker must end, and the job did not in the time that it had; its run stops at the next `Attempt.check`."""
 
 
+class GivesWay(Exception):
+    """A long job has worked for its slice of time and kept how far it is: other jobs go first, then it goes on."""
+
+
 class Attempt:
     """What a running job sees of the world: whether it should still run."""
 
@@ -171,7 +175,9 @@ class Worker:
         except CancelledByRequest:
             return self._acknowledge_cancel(claim)
         except Draining:
-            return self._release(claim)
+            return self._release(claim, gives_way=False)
+        except GivesWay:
+            return self._release(claim, gives_way=True)
         except Exception as error:  # noqa: BLE001 - the loop edge: one job's failure is not the worker's
             return self._fail(claim, error)
 
@@ -189,9 +195,9 @@ class Worker:
         log.info("job.cancelled")
         return "cancelled"
 
-    def _release(self, claim: Claim) -> str:
+    def _release(self, claim: Claim, *, gives_way: bool) -> str:
         with self._database.write() as session:
-            jobs.release(session, claim)
+            jobs.release(session, claim, gives_way=gives_way)
         log.info("job.released")
         return "released"
 

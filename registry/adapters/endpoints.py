@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from registry import metrics
-from registry.adapters import aliases, card, card_markdown, push, repository, service
+from registry.adapters import aliases, card, card_markdown, deletion, push, repository, service
 from registry.adapters.aliases import Expected
-from registry.adapters.models import Alias, AliasMove
+from registry.adapters.models import Adapter, Alias, AliasMove
 from registry.adapters.schemas import (
     AdapterName,
     AdapterOut,
@@ -22,6 +23,7 @@ from registry.adapters.schemas import (
     AliasOut,
     CardOut,
     FilePath,
+    PurgeOut,
     PushIn,
     PushOut,
     VersionNumber,
@@ -29,7 +31,8 @@ from registry.adapters.schemas import (
 )
 from registry.blobs import service as blobs
 from registry.blobs.endpoints import REDIRECTS, BlobStoreDep, RangeHeader, SettingsDep, blob_or_redirect
-from registry.db import DatabaseDep, ReadSessionDep, WriteSessionDep
+from registry.config import Settings
+from registry.db import DatabaseDep, ReadSession, ReadSessionDep, WriteSessionDep
 from registry.errors import (
     BadRequest,
     Conflict,
@@ -70,35 +73,63 @@ IfNoneMatch = Annotated[str | None, Header(max_length=64, description="`*`: the 
 
 MARKDOWN = "text/markdown"
 CardFormat = Annotated[Literal["json", "markdown"], Query(description="`markdown`: with YAML front matter, as the Hub reads it.")]
+ShowDeleted = Annotated[bool, Query(description="Also what was deleted and not forgotten, with its times.")]
 
 READ_ERRORS = problem_responses(BadRequest, Forbidden, NotFound, Invalid)
 
 
 @router.get("", responses=problem_responses(BadRequest, Forbidden, Invalid))
-def list_adapters(*, subject: Reader, session: ReadSessionDep, cursor: Cursor = None, limit: Limit = 50) -> Page[AdapterOut]:
+def list_adapters(
+    *,
+    subject: Reader,
+    session: ReadSessionDep,
+    settings: SettingsDep,
+    cursor: Cursor = None,
+    limit: Limit = 50,
+    show_deleted: ShowDeleted = False,
+) -> Page[AdapterOut]:
     """The tenant's adapters, newest first."""
-    rows = repository.adapters_page(session, subject.tenant_id, cursor=cursor, limit=limit, prefixes=subject.adapter_prefixes)
-    shown = {out.name: out for out in service.describe(session, subject.tenant_id, rows[:limit])}
+    rows = repository.adapters_page(
+        session, subject.tenant_id, cursor=cursor, limit=limit, prefixes=subject.adapter_prefixes, with_deleted=show_deleted
+    )
+    described = service.describe(session, subject.tenant_id, rows[:limit], retention_s=settings.deleted_retention_s)
+    shown = {out.name: out for out in described}
     return make_page(rows, limit=limit, key=lambda row: (row.created_at, row.id), show=lambda row: shown[row.name])
 
 
 @router.get("/{name}", responses=READ_ERRORS)
-def get_adapter(name: AdapterName, *, subject: Reader, session: ReadSessionDep) -> AdapterOut:
-    adapter = service.get_adapter(session, subject.tenant_id, name)
-    return service.describe(session, subject.tenant_id, [adapter])[0]
+def get_adapter(
+    name: AdapterName, *, subject: Reader, session: ReadSessionDep, settings: SettingsDep, show_deleted: ShowDeleted = False
+) -> AdapterOut:
+    adapter = service.get_adapter(session, subject.tenant_id, name, with_deleted=show_deleted)
+    return _describe(session, adapter, settings)
 
 
 @router.patch("/{name}", responses=READ_ERRORS)
-def patch_adapter(name: AdapterName, patch: AdapterPatch, *, subject: Writer, session: WriteSessionDep) -> AdapterOut:
+def patch_adapter(
+    name: AdapterName, patch: AdapterPatch, *, subject: Writer, session: WriteSessionDep, settings: SettingsDep
+) -> AdapterOut:
     """Change description or tags; what is left out stays."""
-    adapter = service.update(session, subject, name, patch)
-    return service.describe(session, subject.tenant_id, [adapter])[0]
+    return _describe(session, service.update(session, subject, name, patch), settings)
 
 
 @router.delete("/{name}", status_code=204, responses=READ_ERRORS)
 def delete_adapter(name: AdapterName, *, subject: Writer, session: WriteSessionDep) -> None:
-    """It stops resolving at once; a push to the same name restores it, and goes on counting versions."""
-    service.delete_adapter(session, subject, name)
+    """It stops resolving at once and can be restored; a push to the same name takes it up again, and goes on counting versions."""
+    deletion.delete_adapter(session, subject, name)
+
+
+@router.post("/{name}/restore", responses=READ_ERRORS | problem_responses(Conflict))
+def restore_adapter(name: AdapterName, *, subject: Writer, session: WriteSessionDep, settings: SettingsDep) -> AdapterOut:
+    """Undo the deletion: the adapter with the versions and aliases that it took along. 409 once they are purged."""
+    deletion.restore_adapter(session, subject, name)
+    return _describe(session, service.get_adapter(session, subject.tenant_id, name), settings)
+
+
+@router.post("/{name}/purge", responses=READ_ERRORS)
+def purge_adapter(name: AdapterName, *, subject: Writer, session: WriteSessionDep, settings: SettingsDep) -> PurgeOut:
+    """Give up the bytes of every deleted version for good, without waiting for the retention time."""
+    return PurgeOut(purged=deletion.purge_deleted(session, subject, name, settings=settings))
 
 
 @router.post(
@@ -127,7 +158,7 @@ def push_version(
         recorded = push.record(session, subject, name, wanted, checked, defaults=defaults)
         version = repository.version_by_id(session, subject.tenant_id, recorded.version_id)
         assert version is not None, "recorded in this very transaction"
-        shown = service.describe_version(version).model_dump()
+        shown = service.describe_version(version, retention_s=settings.deleted_retention_s).model_dump()
     metrics.pushes.labels("created" if recorded.created else "repeated").inc()
     response.status_code = 201 if recorded.created else 200
     response.headers["Location"] = f"/api/v1/adapters/{name}/versions/{shown['number']}"
@@ -136,23 +167,59 @@ def push_version(
 
 @router.get("/{name}/versions", responses=READ_ERRORS)
 def list_versions(
-    name: AdapterName, *, subject: Reader, session: ReadSessionDep, cursor: Cursor = None, limit: Limit = 50
+    name: AdapterName,
+    *,
+    subject: Reader,
+    session: ReadSessionDep,
+    settings: SettingsDep,
+    cursor: Cursor = None,
+    limit: Limit = 50,
+    show_deleted: ShowDeleted = False,
 ) -> Page[VersionOut]:
-    """Highest number first; deleted ones are left out."""
-    adapter = service.get_adapter(session, subject.tenant_id, name)
-    rows = repository.versions_page(session, subject.tenant_id, adapter.id, cursor=cursor, limit=limit)
-    return make_page(rows, limit=limit, key=lambda row: repository.number_key(row.created_at, row.number), show=service.describe_version)
+    """Highest number first."""
+    adapter = service.get_adapter(session, subject.tenant_id, name, with_deleted=show_deleted)
+    rows = repository.versions_page(session, subject.tenant_id, adapter.id, cursor=cursor, limit=limit, with_deleted=show_deleted)
+    show = partial(service.describe_version, retention_s=settings.deleted_retention_s)
+    return make_page(rows, limit=limit, key=lambda row: repository.number_key(row.created_at, row.number), show=show)
 
 
 @router.get("/{name}/versions/{number}", responses=READ_ERRORS)
-def get_version(name: AdapterName, number: VersionNumber, *, subject: Reader, session: ReadSessionDep) -> VersionOut:
-    return service.describe_version(service.get_version(session, subject.tenant_id, name, number))
+def get_version(
+    name: AdapterName,
+    number: VersionNumber,
+    *,
+    subject: Reader,
+    session: ReadSessionDep,
+    settings: SettingsDep,
+    show_deleted: ShowDeleted = False,
+) -> VersionOut:
+    version = service.get_version(session, subject.tenant_id, name, number, with_deleted=show_deleted)
+    return service.describe_version(version, retention_s=settings.deleted_retention_s)
 
 
 @router.delete("/{name}/versions/{number}", status_code=204, responses=READ_ERRORS)
 def delete_version(name: AdapterName, number: VersionNumber, *, subject: Writer, session: WriteSessionDep) -> None:
-    """It stops resolving at once, and aliases that point at it are removed. Pushing its bytes restores it."""
-    service.delete_version(session, subject, name, number)
+    """It stops resolving at once, and aliases that point at it are removed. It can be restored; pushing its bytes does so too."""
+    deletion.delete_version(session, subject, name, number)
+
+
+@router.post("/{name}/versions/{number}/restore", responses=READ_ERRORS | problem_responses(Conflict))
+def restore_version(
+    name: AdapterName, number: VersionNumber, *, subject: Writer, session: WriteSessionDep, settings: SettingsDep
+) -> PushOut:
+    """Undo the deletion, with the aliases that it took along where they are free. One that never was ready is checked again."""
+    version, job = deletion.restore_version(session, subject, name, number)
+    shown = service.describe_version(version, retention_s=settings.deleted_retention_s)
+    return PushOut(**shown.model_dump(), job_id=job.id if job else None)
+
+
+@router.post("/{name}/versions/{number}/purge", responses=READ_ERRORS | problem_responses(Conflict))
+def purge_version(
+    name: AdapterName, number: VersionNumber, *, subject: Writer, session: WriteSessionDep, settings: SettingsDep
+) -> VersionOut:
+    """Give up a deleted version's bytes for good. They leave the store with the next collection, minutes later."""
+    version = deletion.purge_version(session, subject, name, number, settings=settings)
+    return service.describe_version(version, retention_s=settings.deleted_retention_s)
 
 
 @router.get(
@@ -252,6 +319,10 @@ def alias_history(
     adapter = service.get_adapter(session, subject.tenant_id, name)
     rows = repository.moves_page(session, subject.tenant_id, adapter.id, alias, cursor=cursor, limit=limit)
     return make_page(rows, limit=limit, key=lambda row: repository.number_key(row.moved_at, row.generation), show=_show_move)
+
+
+def _describe(session: ReadSession, adapter: Adapter, settings: Settings) -> AdapterOut:
+    return service.describe(session, adapter.tenant_id, [adapter], retention_s=settings.deleted_retention_s)[0]
 
 
 def _expected(if_match: str | None, if_none_match: str | None) -> Expected | None:

@@ -51,7 +51,11 @@ class Adapter(Table):
 
 
 class AdapterVersion(Table):
-    """Immutable content: `manifest` is `VersionManifest.to_json()`, `version_digest` its digest."""
+    """Immutable content: `manifest` is `VersionManifest.to_json()`, `version_digest` its digest.
+
+    Deleted, it keeps in `deleted_aliases` the names that it took along; `purged_at` says that its forms and its hold on
+    bytes are given up for good.
+    """
 
     __tablename__ = "adapter_versions"
     __table_args__ = (
@@ -75,6 +79,9 @@ class AdapterVersion(Table):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, default=utc_now())
     created_by: Mapped[str] = mapped_column(String(64))
+    deleted_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    deleted_aliases: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    purged_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
 
     adapter: Mapped[Adapter] = relationship(lazy="raise")
     base_model: Mapped[BaseModelRevision] = relationship(lazy="raise")

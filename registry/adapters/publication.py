@@ -9,6 +9,8 @@ from registry.adapters.models import PENDING, READY, REJECTED, AdapterVersion, F
 from registry.adapters.service import DEFAULT_ALIAS
 from registry.artifact.manifest import FormManifest
 from registry.audit import service as audit
+from registry.blobs import service as blobs
+from registry.blobs.store import BlobMissing
 from registry.db import WriteSession
 from registry.tenants.auth import SYSTEM, Subject
 
@@ -18,7 +20,8 @@ GONE = "gone"
 def publish_ready(session: WriteSession, tenant_id: str, version_id: str, *, form: FormManifest) -> str:
     """pending -> ready with its raw form, and the `default` alias where this is the first ready version.
 
-    Returns the outcome: `gone` where the version is no longer pending (deleted, or another job was faster).
+    Returns the outcome: `gone` where the version is no longer pending (deleted, or another job was faster), `rejected`
+    where its blobs were taken back meanwhile.
     """
     version = _pending_version(session, tenant_id, version_id)
     if version is None:
@@ -26,6 +29,10 @@ def publish_ready(session: WriteSession, tenant_id: str, version_id: str, *, for
     if signatures.is_distrusted(session, version):
         detail = "the key that signed it was revoked while it was checked; sign it with another key and push again"
         return publish_rejected(session, tenant_id, version_id, code="signature_key_revoked", detail=detail)
+    try:
+        blobs.hold(session, tenant_id, version.id, {blob.sha256 for blob in form.blobs.values()})
+    except BlobMissing as missing:
+        return publish_rejected(session, tenant_id, version_id, code=missing.error_code, detail=missing.detail)
     session.add(
         Form(
             tenant_id=tenant_id,

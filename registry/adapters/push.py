@@ -25,6 +25,7 @@ from registry.base_models import repository as base_repository
 from registry.base_models import service as base_models
 from registry.base_models.models import BaseModelRevision
 from registry.blobs import repository as blobs
+from registry.blobs import service as blob_rules
 from registry.blobs.store import BlobMissing, BlobStore
 from registry.db import Database, ReadSession, WriteSession
 from registry.errors import Conflict, Invalid
@@ -100,7 +101,7 @@ def record(session: WriteSession, subject: TenantSubject, name: str, wanted: Pus
     Raises QuotaExceeded and RateLimited under the tenant's quota, or `defaults`.
     """
     allowance = quotas.allowance(session, subject.tenant_id, Measure.ADAPTERS, Measure.VERSIONS, defaults=defaults)
-    _refuse_base_model_name(session, name)
+    refuse_base_model_name(session, name)
     _require_base_model(session, checked)
     adapter = _adapter(session, subject, name, wanted, checked, allowance=allowance)
     version = repository.version_by_content(
@@ -112,7 +113,7 @@ def record(session: WriteSession, subject: TenantSubject, name: str, wanted: Pus
         signatures.remember(session, subject, version, checked.signed_by)
         return Recorded(version.id, True, _start_validation(session, subject, version, adapter=adapter))
     signatures.remember(session, subject, version, checked.signed_by)
-    return Recorded(version.id, False, _revive(session, subject, version, adapter=adapter))
+    return Recorded(version.id, False, revive(session, subject, version, adapter=adapter))
 
 
 def _manifest(session: ReadSession, tenant_id: str, wanted: PushIn) -> VersionManifest:
@@ -144,7 +145,7 @@ def _accepted_names(session: ReadSession, base: BaseModelRevision, wanted: PushI
     return base_models.names_of(base) if contradicted else frozenset()
 
 
-def _refuse_base_model_name(session: WriteSession, name: str) -> None:
+def refuse_base_model_name(session: WriteSession, name: str) -> None:
     if base_repository.by_name(session, name) is not None:
         raise Conflict(
             f"{name!r} is a base model, and a request for that name could mean either; choose another name",
@@ -220,18 +221,22 @@ def _add_version(session: WriteSession, subject: TenantSubject, adapter: Adapter
     )
     session.add(version)
     session.flush()
+    _hold_files(session, version)
     after = {"adapter": adapter.name, "number": version.number, "version_digest": version.version_digest}
     audit.record(session, subject, "version.created", "version", version.id, after=after, tenant_id=subject.tenant_id)
     return version
 
 
-def _revive(session: WriteSession, subject: TenantSubject, version: AdapterVersion, *, adapter: Adapter) -> Job | None:
+def revive(session: WriteSession, subject: TenantSubject, version: AdapterVersion, *, adapter: Adapter) -> Job | None:
     """Identical bytes again: ready stays, deleted is restored, rejected is validated again, pending keeps its job."""
-    if version.status == DELETED and version.forms:
+    before = version.status
+    if before in {DELETED, REJECTED}:
+        _hold_files(session, version)
+        version.deleted_at = version.purged_at = version.deleted_aliases = None
+    if before == DELETED and version.forms:
         make_ready(session, subject, version, after={"restored": True})
         return None
-    if version.status in {DELETED, REJECTED}:
-        before = version.status
+    if before in {DELETED, REJECTED}:
         version.status, version.reason = PENDING, None
         session.flush()
         audit.record(
@@ -245,11 +250,19 @@ def _revive(session: WriteSession, subject: TenantSubject, version: AdapterVersi
             tenant_id=subject.tenant_id,
         )
         return _start_validation(session, subject, version, adapter=adapter)
-    if version.status == READY:
+    if before == READY:
         return None
     # pending: a job that was cancelled or lost must not leave it so for ever
     live = repository.live_validation(session, subject.tenant_id, version.id)
     return live or _start_validation(session, subject, version, adapter=adapter)
+
+
+def _hold_files(session: WriteSession, version: AdapterVersion) -> None:
+    """From here on the GC leaves its bytes alone. Raises Invalid where it took them since they were read."""
+    try:
+        blob_rules.hold(session, version.tenant_id, version.id, [file["sha256"] for file in version.manifest["files"]])
+    except BlobMissing as missing:
+        raise Invalid(missing.detail, field="files", value=missing.value, remedy=missing.remedy, code=missing.error_code) from missing
 
 
 def _start_validation(session: WriteSession, subject: TenantSubject, version: AdapterVersion, *, adapter: Adapter) -> Job:

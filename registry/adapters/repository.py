@@ -50,10 +50,14 @@ def lock_adapter(session: WriteSession, tenant_id: str, adapter_id: str) -> Adap
     return locked
 
 
-def adapters_page(session: ReadSession, tenant_id: str, *, cursor: str | None, limit: int, prefixes: Prefixes = None) -> Sequence[Adapter]:
-    statement = select(Adapter).where(Adapter.tenant_id == tenant_id, Adapter.deleted_at.is_(None)).options(joinedload(Adapter.base_model))
+def adapters_page(
+    session: ReadSession, tenant_id: str, *, cursor: str | None, limit: int, prefixes: Prefixes = None, with_deleted: bool = False
+) -> Sequence[Adapter]:
+    statement = select(Adapter).where(Adapter.tenant_id == tenant_id).options(joinedload(Adapter.base_model))
     if prefixes is not None:
         statement = statement.where(name_within(Adapter.name, prefixes))
+    if not with_deleted:
+        statement = statement.where(Adapter.deleted_at.is_(None))
     return session.scalars(after_cursor(statement, cursor, at=Adapter.created_at, row_id=Adapter.id, limit=limit)).all()
 
 
@@ -94,11 +98,11 @@ def _versions(tenant_id: str) -> Select[AdapterVersion]:
     )
 
 
-def version(session: ReadSession, tenant_id: str, adapter_id: str, number: int) -> AdapterVersion | None:
-    statement = _versions(tenant_id).where(
-        AdapterVersion.adapter_id == adapter_id, AdapterVersion.number == number, AdapterVersion.status != DELETED
-    )
-    return session.scalar(statement)
+def version(session: ReadSession, tenant_id: str, adapter_id: str, number: int, *, with_deleted: bool = False) -> AdapterVersion | None:
+    statement = _versions(tenant_id).where(AdapterVersion.adapter_id == adapter_id, AdapterVersion.number == number)
+    if not with_deleted:
+        statement = statement.where(AdapterVersion.status != DELETED)
+    return session.scalar(statement.execution_options(populate_existing=True))
 
 
 def version_by_id(session: ReadSession, tenant_id: str, version_id: str) -> AdapterVersion | None:
@@ -118,9 +122,13 @@ def version_by_content(
     return session.scalar(statement)
 
 
-def versions_page(session: ReadSession, tenant_id: str, adapter_id: str, *, cursor: str | None, limit: int) -> Sequence[AdapterVersion]:
+def versions_page(
+    session: ReadSession, tenant_id: str, adapter_id: str, *, cursor: str | None, limit: int, with_deleted: bool = False
+) -> Sequence[AdapterVersion]:
     """Highest number first; the cursor carries the number."""
-    statement = _versions(tenant_id).where(AdapterVersion.adapter_id == adapter_id, AdapterVersion.status != DELETED)
+    statement = _versions(tenant_id).where(AdapterVersion.adapter_id == adapter_id)
+    if not with_deleted:
+        statement = statement.where(AdapterVersion.status != DELETED)
     if cursor is not None:
         statement = statement.where(AdapterVersion.number < _number_of(cursor))
     return session.scalars(statement.order_by(AdapterVersion.number.desc()).limit(limit + 1)).all()
@@ -131,6 +139,24 @@ def living_versions(session: WriteSession, tenant_id: str, adapter_id: str) -> S
         AdapterVersion.tenant_id == tenant_id, AdapterVersion.adapter_id == adapter_id, AdapterVersion.status != DELETED
     )
     return session.scalars(statement).all()
+
+
+def versions_deleted_at(session: WriteSession, tenant_id: str, adapter_id: str, at: dt.datetime) -> Sequence[AdapterVersion]:
+    """Those that the adapter's own deletion took along and nothing has purged, oldest first."""
+    statement = _versions(tenant_id).where(
+        AdapterVersion.adapter_id == adapter_id,
+        AdapterVersion.status == DELETED,
+        AdapterVersion.deleted_at == at,
+        AdapterVersion.purged_at.is_(None),
+    )
+    return session.scalars(statement.order_by(AdapterVersion.number)).all()
+
+
+def purgeable_versions(session: WriteSession, tenant_id: str, adapter_id: str) -> Sequence[AdapterVersion]:
+    statement = _versions(tenant_id).where(
+        AdapterVersion.adapter_id == adapter_id, AdapterVersion.status == DELETED, AdapterVersion.purged_at.is_(None)
+    )
+    return session.scalars(statement.order_by(AdapterVersion.number)).all()
 
 
 def next_number(session: WriteSession, tenant_id: str, adapter_id: str) -> int:

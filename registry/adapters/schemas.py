@@ -57,10 +57,12 @@ class FormOut(BaseModel):
 
 
 class VersionOut(BaseModel):
+    """`restorable_until`: from then on a deleted version may be purged (null: never); `purged_at`: its bytes are given up."""
+
     adapter: str
     number: int
     version_digest: str
-    status: Literal["pending", "ready", "rejected"]
+    status: Literal["pending", "ready", "rejected", "deleted"]
     reason: Failure | None
     base_model: str
     rank: int
@@ -72,6 +74,15 @@ class VersionOut(BaseModel):
     signature: SignatureOut
     created_at: dt.datetime
     created_by: str
+    deleted_at: dt.datetime | None
+    restorable_until: dt.datetime | None
+    purged_at: dt.datetime | None
+
+
+class PurgeOut(BaseModel):
+    """Numbers of the versions whose bytes were given up by this request."""
+
+    purged: list[int]
 
 
 class PushOut(VersionOut):
@@ -150,6 +161,8 @@ class AdapterOut(BaseModel):
     aliases: dict[str, int] = Field(description="Alias to version number.")
     created_at: dt.datetime
     updated_at: dt.datetime
+    deleted_at: dt.datetime | None
+    restorable_until: dt.datetime | None = Field(description="From then on a deleted adapter may be purged; null: never.")
 
 
 class AliasIn(BaseModel):

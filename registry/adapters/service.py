@@ -1,18 +1,19 @@
-"""Rules of adapters and versions: names, references, listing, deletion. Pushing is in `push`, aliases in `aliases`."""
+"""Rules of adapters and versions: names, references, listing. Pushing is in `push`, aliases in `aliases`, deletion in `deletion`."""
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from registry.adapters import aliases, repository, signatures
-from registry.adapters.models import DELETED, Adapter, AdapterVersion
+from registry.adapters import repository, signatures
+from registry.adapters.models import Adapter, AdapterVersion
 from registry.adapters.repository import VersionCount
 from registry.adapters.schemas import AdapterOut, AdapterPatch, FileOut, FormOut, VersionOut
 from registry.audit import service as audit
 from registry.base_models.schemas import Failure
-from registry.db import ReadSession, WriteSession, database_time
+from registry.db import ReadSession, WriteSession
 from registry.errors import Invalid, NotFound
 from registry.quotas.schemas import Measure
 from registry.quotas.service import measure
@@ -50,9 +51,9 @@ def parse_reference(model: str) -> Reference:
     return Reference(name, number=int(at)) if at.isdigit() else Reference(name, alias=at)
 
 
-def get_adapter(session: ReadSession, tenant_id: str, name: str) -> Adapter:
+def get_adapter(session: ReadSession, tenant_id: str, name: str, *, with_deleted: bool = False) -> Adapter:
     """Raises NotFound, the same for an absent, a deleted and another tenant's adapter."""
-    adapter = repository.adapter(session, tenant_id, name)
+    adapter = repository.adapter(session, tenant_id, name, with_deleted=with_deleted)
     if adapter is None:
         raise adapter_not_found(name)
     return adapter
@@ -66,17 +67,11 @@ def lock_adapter(session: WriteSession, tenant_id: str, name: str) -> Adapter:
     return adapter
 
 
-def get_version(session: ReadSession, tenant_id: str, name: str, number: int) -> AdapterVersion:
-    adapter = get_adapter(session, tenant_id, name)
-    version = repository.version(session, tenant_id, adapter.id, number)
+def get_version(session: ReadSession, tenant_id: str, name: str, number: int, *, with_deleted: bool = False) -> AdapterVersion:
+    adapter = get_adapter(session, tenant_id, name, with_deleted=with_deleted)
+    version = repository.version(session, tenant_id, adapter.id, number, with_deleted=with_deleted)
     if version is None:
-        raise NotFound(
-            f"adapter {name!r} has no version {number}",
-            field="number",
-            value=number,
-            remedy=f"GET /api/v1/adapters/{name}/versions",
-            code="version_not_found",
-        )
+        raise version_not_found(name, number)
     return version
 
 
@@ -88,15 +83,23 @@ def file_digest(version: AdapterVersion, path: str) -> str:
     raise NotFound(f"version {version.number} has no file {path!r}", field="path", value=path, code="file_not_found")
 
 
-def describe(session: ReadSession, tenant_id: str, adapters: Sequence[Adapter]) -> list[AdapterOut]:
+def describe(session: ReadSession, tenant_id: str, adapters: Sequence[Adapter], *, retention_s: float) -> list[AdapterOut]:
     """Two statements for any number of adapters."""
     ids = [adapter.id for adapter in adapters]
     counts = repository.version_counts(session, tenant_id, ids)
     numbers = repository.alias_numbers(session, tenant_id, ids)
-    return [_show_adapter(adapter, counts.get(adapter.id, VersionCount()), numbers.get(adapter.id, {})) for adapter in adapters]
+    return [
+        _show_adapter(adapter, counts.get(adapter.id, VersionCount()), numbers.get(adapter.id, {}), retention_s=retention_s)
+        for adapter in adapters
+    ]
 
 
-def describe_version(version: AdapterVersion) -> VersionOut:
+def purged_from(deleted_at: dt.datetime | None, *, retention_s: float) -> dt.datetime | None:
+    """When the GC may give up what was deleted then; None: never, or not deleted."""
+    return None if deleted_at is None or not retention_s else deleted_at + dt.timedelta(seconds=retention_s)
+
+
+def describe_version(version: AdapterVersion, *, retention_s: float) -> VersionOut:
     return VersionOut(
         adapter=version.adapter.name,
         number=version.number,
@@ -113,6 +116,9 @@ def describe_version(version: AdapterVersion) -> VersionOut:
         signature=signatures.describe(version),
         created_at=version.created_at,
         created_by=version.created_by,
+        deleted_at=version.deleted_at,
+        restorable_until=None if version.purged_at else purged_from(version.deleted_at, retention_s=retention_s),
+        purged_at=version.purged_at,
     )
 
 
@@ -129,27 +135,14 @@ def update(session: WriteSession, subject: TenantSubject, name: str, patch: Adap
     return adapter
 
 
-def delete_adapter(session: WriteSession, subject: TenantSubject, name: str) -> None:
-    """The adapter, its versions and its aliases stop resolving at once. A push to the same name restores it."""
-    adapter = lock_adapter(session, subject.tenant_id, name)
-    aliases.remove_all(session, subject, adapter)
-    versions = repository.living_versions(session, subject.tenant_id, adapter.id)
-    for version in versions:
-        version.status = DELETED
-    adapter.deleted_at = database_time(session)
-    numbers = sorted(version.number for version in versions)
-    audit.record(session, subject, "adapter.deleted", "adapter", adapter.id, before={"name": name, "versions": numbers})
-
-
-def delete_version(session: WriteSession, subject: TenantSubject, name: str, number: int) -> None:
-    """The version stops resolving at once, and with it the aliases that point at it. Pushing its bytes restores it."""
-    adapter = lock_adapter(session, subject.tenant_id, name)
-    version = get_version(session, subject.tenant_id, adapter.name, number)
-    aliases.remove_all(session, subject, adapter, version_id=version.id)
-    before = {"adapter": name, "number": number, "status": version.status}
-    version.status = DELETED
-    session.flush()
-    audit.record(session, subject, "version.deleted", "version", version.id, before=before, after={"status": DELETED})
+def version_not_found(name: str, number: int) -> NotFound:
+    return NotFound(
+        f"adapter {name!r} has no version {number}",
+        field="number",
+        value=number,
+        remedy=f"GET /api/v1/adapters/{name}/versions",
+        code="version_not_found",
+    )
 
 
 def adapter_not_found(name: str) -> NotFound:
@@ -159,7 +152,7 @@ def adapter_not_found(name: str) -> NotFound:
     )
 
 
-def _show_adapter(adapter: Adapter, count: VersionCount, numbers: dict[str, int]) -> AdapterOut:
+def _show_adapter(adapter: Adapter, count: VersionCount, numbers: dict[str, int], *, retention_s: float) -> AdapterOut:
     return AdapterOut(
         name=adapter.name,
         base_model=adapter.base_model.name,
@@ -170,4 +163,6 @@ def _show_adapter(adapter: Adapter, count: VersionCount, numbers: dict[str, int]
         aliases=numbers,
         created_at=adapter.created_at,
         updated_at=adapter.updated_at,
+        deleted_at=adapter.deleted_at,
+        restorable_until=purged_from(adapter.deleted_at, retention_s=retention_s),
     )

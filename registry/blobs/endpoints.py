@@ -92,9 +92,9 @@ async def put_blob(
     finally:
         upload.abort()  # not in the thread pool: a cancelled request may await nothing more
     metrics.blob_bytes.labels("in").inc(size)
-    added, out = await run_in_threadpool(_record, database, subject, sha256, size=size, defaults=defaults)
+    blob, added = await run_in_threadpool(service.keep_upload, database, store, subject, sha256, size=size, defaults=defaults)
     response.status_code = 201 if added else 200
-    return out
+    return BlobOut(sha256=blob.sha256, size=blob.size, created_at=blob.created_at)
 
 
 @router.head("/{sha256}", responses=problem_responses(Forbidden, NotFound))
@@ -220,10 +220,3 @@ async def receive(request: Request, upload: Upload) -> None:
     except ClientDisconnect as error:
         raise BadRequest("the connection closed before the body ended; upload again", field="body") from error
     await run_in_threadpool(upload.write, bytes(held))
-
-
-def _record(database: Database, subject: TenantSubject, sha256: str, *, size: int, defaults: Limits) -> tuple[bool, BlobOut]:
-    with database.write() as session:
-        added = service.record_upload(session, subject, sha256, size=size, defaults=defaults)
-        blob = service.get(session, subject.tenant_id, sha256)
-        return added, BlobOut(sha256=blob.sha256, size=blob.size, created_at=blob.created_at)

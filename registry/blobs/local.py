@@ -7,7 +7,7 @@ A blob appears by one rename after its bytes are hashed and on disk, so a crash 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 from uuid import uuid4
 
@@ -43,13 +43,23 @@ class LocalBlobStore(LocalParts):
         next(chunks)  # from here on its end closes the file, also where nobody takes a byte: a client that left at once
         return chunks
 
-    def list(self, tenant_id: str | None = None) -> Iterator[StoredBlob]:
-        pattern = "*/*" if tenant_id is None else f"{tenant_id}/*"
-        for path in self._root.glob(pattern):
-            status = stat_of(path)
-            if status is not None and path.parent.name != UPLOADS and is_digest(path.name):
+    def list(self, tenant_id: str | None = None, *, after: tuple[str, str] | None = None) -> Iterator[StoredBlob]:
+        """One tenant's names are in memory at a time, to be in order."""
+        for tenant in self._tenants() if tenant_id is None else (tenant_id,):
+            if after is None or tenant >= after[0]:
+                yield from self._list_one(tenant, beyond=after[1] if after is not None and tenant == after[0] else "")
+
+    def _tenants(self) -> Sequence[str]:
+        return sorted(path.name for path in self._root.iterdir() if path.name != UPLOADS and path.is_dir())
+
+    def _list_one(self, tenant_id: str, *, beyond: str) -> Iterator[StoredBlob]:
+        folder = self._root / tenant_id
+        names = sorted(path.name for path in folder.glob("*") if is_digest(path.name) and path.name > beyond)
+        for name in names:
+            status = stat_of(folder / name)
+            if status is not None:
                 stored_at = dt.datetime.fromtimestamp(status.st_mtime, tz=dt.UTC)
-                yield StoredBlob(path.parent.name, path.name, status.st_size, stored_at)
+                yield StoredBlob(tenant_id, name, status.st_size, stored_at)
 
     def delete(self, tenant_id: str, sha256: str) -> bool:
         try:

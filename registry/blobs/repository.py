@@ -1,33 +1,49 @@
-"""Queries over blobs. `tenant_id` comes first: a blob of another tenant does not exist."""
+"""Queries over blobs. `tenant_id` comes first: a blob of another tenant does not exist, nor one that is being removed."""
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Collection
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, delete, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from registry.blobs.models import Blob
-from registry.db import ReadSession, WriteSession
+from registry.blobs.models import Blob, BlobReference
+from registry.db import ReadSession, WriteSession, utc_now
 
 
 def get(session: ReadSession, tenant_id: str, sha256: str) -> Blob | None:
-    return session.get(Blob, (tenant_id, sha256))
+    statement = select(Blob).where(Blob.tenant_id == tenant_id, Blob.sha256 == sha256, Blob.deleting_until.is_(None))
+    return session.scalar(statement)
 
 
 def sizes(session: ReadSession, tenant_id: str, digests: Collection[str]) -> dict[str, int]:
     """Bytes by digest, of those that the tenant has."""
-    rows = session.execute(select(Blob.sha256, Blob.size).where(Blob.tenant_id == tenant_id, Blob.sha256.in_(digests)))
-    return {row.sha256: row.size for row in rows}
+    statement = select(Blob.sha256, Blob.size).where(Blob.tenant_id == tenant_id, Blob.sha256.in_(digests), Blob.deleting_until.is_(None))
+    return {row.sha256: row.size for row in session.execute(statement)}
+
+
+def lock(session: WriteSession, tenant_id: str, sha256: str) -> Blob | None:
+    """Also one that is being removed."""
+    statement = select(Blob).where(Blob.tenant_id == tenant_id, Blob.sha256 == sha256)
+    return session.scalar(statement.with_for_update(key_share=True).execution_options(populate_existing=True))
+
+
+def is_being_removed(session: ReadSession, tenant_id: str, sha256: str) -> bool:
+    return bool(
+        session.scalar(select(exists().where(Blob.tenant_id == tenant_id, Blob.sha256 == sha256, Blob.deleting_until.is_not(None))))
+    )
 
 
 def total_bytes(session: ReadSession, tenant_id: str) -> int:
-    return int(session.scalar(select(func.coalesce(func.sum(Blob.size), 0)).where(Blob.tenant_id == tenant_id)) or 0)
+    """What the tenant's blobs take. One that is being removed counts no more."""
+    mine = (Blob.tenant_id == tenant_id, Blob.deleting_until.is_(None))
+    return int(session.scalar(select(func.coalesce(func.sum(Blob.size), 0)).where(*mine)) or 0)
 
 
 def add(session: WriteSession, tenant_id: str, sha256: str, *, size: int) -> bool:
     """False where the row was there, also when another upload of the same bytes won the race."""
-    if get(session, tenant_id, sha256) is not None:
+    if session.get(Blob, (tenant_id, sha256)) is not None:
         return False
     try:
         with session.begin_nested():
@@ -35,3 +51,36 @@ def add(session: WriteSession, tenant_id: str, sha256: str, *, size: int) -> boo
     except IntegrityError:
         return False
     return True
+
+
+def touch(session: WriteSession, blob: Blob) -> None:
+    session.execute(update(Blob).where(Blob.tenant_id == blob.tenant_id, Blob.sha256 == blob.sha256).values(touched_at=utc_now()))
+
+
+def lock_for_owner(session: WriteSession, tenant_id: str, digests: Collection[str]) -> set[str]:
+    """Those of the digests that are there, kept there until the transaction ends. In order, so that owners never wait in a ring."""
+    statement = (
+        select(Blob.sha256)
+        .where(Blob.tenant_id == tenant_id, Blob.sha256.in_(digests), Blob.deleting_until.is_(None))
+        .order_by(Blob.sha256)
+        .with_for_update(read=True, key_share=True)
+    )
+    return set(session.scalars(statement))
+
+
+def refer(session: WriteSession, tenant_id: str, owner_id: str, digests: Collection[str]) -> None:
+    """Only what is not there yet is added. Call under the lock of the owner."""
+    statement = select(BlobReference.sha256).where(BlobReference.tenant_id == tenant_id, BlobReference.owner_id == owner_id)
+    known = set(session.scalars(statement))
+    session.add_all(BlobReference(tenant_id=tenant_id, sha256=sha256, owner_id=owner_id) for sha256 in sorted(set(digests) - known))
+    session.flush()
+
+
+def let_go(session: WriteSession, tenant_id: str, owner_id: str, *, touched_at: dt.datetime) -> None:
+    """Take the owner's references away; its blobs count as touched at that time."""
+    own = and_(BlobReference.tenant_id == tenant_id, BlobReference.owner_id == owner_id)
+    blobs = and_(Blob.tenant_id == tenant_id, Blob.sha256.in_(select(BlobReference.sha256).where(own)))
+    session.scalars(select(Blob.sha256).where(blobs).order_by(Blob.sha256).with_for_update(key_share=True)).all()  # in order, as above
+    options = {"synchronize_session": False}
+    session.execute(update(Blob).where(blobs).values(touched_at=touched_at), execution_options=options)
+    session.execute(delete(BlobReference).where(own), execution_options=options)

@@ -47,8 +47,9 @@ class S3BlobStore(S3Parts):
         except KeyMissing as error:
             raise BlobMissing(sha256) from error
 
-    def list(self, tenant_id: str | None = None) -> Iterator[StoredBlob]:
-        for page in self._bucket.pages("list_objects_v2", Prefix=self._bucket.tenant_prefix(tenant_id)):
+    def list(self, tenant_id: str | None = None, *, after: tuple[str, str] | None = None) -> Iterator[StoredBlob]:
+        beyond = {} if after is None else {"StartAfter": self._bucket.blob_key(*after)}
+        for page in self._bucket.pages("list_objects_v2", Prefix=self._bucket.tenant_prefix(tenant_id), **beyond):
             for item in page.get("Contents", ()):
                 found = self._bucket.parse_key(item["Key"])
                 if found is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Collection
+
 import structlog
 
 from registry.audit import service as audit
@@ -10,8 +13,8 @@ from registry.blobs.local import LocalBlobStore
 from registry.blobs.models import Blob
 from registry.blobs.store import STALE_UPLOAD_S, BlobMissing, BlobStore
 from registry.config import Settings
-from registry.db import ReadSession, WriteSession
-from registry.errors import RegistryError
+from registry.db import Database, ReadSession, WriteSession, database_time
+from registry.errors import RegistryError, Unavailable
 from registry.quotas import service as quotas
 from registry.quotas.schemas import Measure
 from registry.quotas.service import Limits
@@ -20,6 +23,8 @@ from registry.tenants.auth import SYSTEM, TenantSubject
 log = structlog.get_logger(__name__)
 
 quotas.measure(Measure.BYTES, repository.total_bytes)
+
+RETRY_REMOVED_S = 2
 
 
 def open_blob_store(settings: Settings) -> BlobStore:
@@ -42,19 +47,65 @@ def remove_stale_uploads(store: BlobStore, *, ttl_s: float) -> None:
         log.info("blob_store.swept", removed=removed)
 
 
+def keep_upload(
+    database: Database, store: BlobStore, subject: TenantSubject, sha256: str, *, size: int, defaults: Limits
+) -> tuple[Blob, bool]:
+    """Record bytes that are in the store now. True where the tenant did not have them before. No transaction may be open.
+
+    Bytes that lay there before, as garbage, may have been on their way out: then nothing is promised. Raises Unavailable, and
+    QuotaExceeded as `record_upload`.
+    """
+    with database.write() as session:
+        added = record_upload(session, subject, sha256, size=size, defaults=defaults)
+        blob = get(session, subject.tenant_id, sha256)
+    if added and store.size(subject.tenant_id, sha256) != size:
+        with database.write() as session:
+            forget(session, subject.tenant_id, sha256)
+        raise being_removed(sha256)
+    return blob, added
+
+
 def record_upload(session: WriteSession, subject: TenantSubject, sha256: str, *, size: int, defaults: Limits | None) -> bool:
     """Called after the bytes are durable. True where the tenant did not have them before.
 
-    Raises QuotaExceeded under the tenant's quota, or `defaults`; None: they were reserved before, and count already.
+    Raises QuotaExceeded under the tenant's quota, or `defaults` (None: they were reserved before, and count already), and
+    Unavailable while the GC removes what lay there.
     """
-    if repository.get(session, subject.tenant_id, sha256) is not None:
-        return False
-    if defaults is not None and not _spend(session, subject.tenant_id, sha256, size=size, defaults=defaults):
-        return False
-    added = repository.add(session, subject.tenant_id, sha256, size=size)
-    if added:
-        audit.record(session, subject, "blob.created", "blob", sha256, after={"size": size}, tenant_id=subject.tenant_id)
-    return added
+    missing = repository.get(session, subject.tenant_id, sha256) is None
+    if missing and (defaults is None or _spend(session, subject.tenant_id, sha256, size=size, defaults=defaults)):
+        if repository.add(session, subject.tenant_id, sha256, size=size):
+            audit.record(session, subject, "blob.created", "blob", sha256, after={"size": size}, tenant_id=subject.tenant_id)
+            return True
+    blob = repository.lock(session, subject.tenant_id, sha256)
+    if blob is None or blob.deleting_until is not None:
+        raise being_removed(sha256)
+    repository.touch(session, blob)
+    return False
+
+
+def hold(session: WriteSession, tenant_id: str, owner_id: str, digests: Collection[str]) -> None:
+    """The owner needs these blobs from now on, and the GC leaves them alone. Raises BlobMissing for one that is not there."""
+    missing = sorted(set(digests) - repository.lock_for_owner(session, tenant_id, digests))
+    if missing:
+        raise BlobMissing(missing[0])
+    repository.refer(session, tenant_id, owner_id, digests)
+
+
+def let_go(session: WriteSession, tenant_id: str, owner_id: str, *, settings: Settings) -> None:
+    """The owner needs none of its blobs any more: the GC may take those that nobody else needs, once `gc_hold_s` is over."""
+    touched_at = database_time(session) - dt.timedelta(seconds=settings.gc_grace_s - settings.gc_hold_s)
+    repository.let_go(session, tenant_id, owner_id, touched_at=touched_at)
+
+
+def being_removed(sha256: str) -> Unavailable:
+    return Unavailable(
+        f"blob {sha256} was garbage and is being removed at this moment; upload it again",
+        field="sha256",
+        value=sha256,
+        remedy="upload it again in a moment",
+        retry_after_s=RETRY_REMOVED_S,
+        code="blob_being_removed",
+    )
 
 
 def _spend(session: WriteSession, tenant_id: str, sha256: str, *, size: int, defaults: Limits) -> bool:

@@ -157,8 +157,8 @@ class BlobStore(PartStore, Protocol):
     def stream(self, tenant_id: str, sha256: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Bytes [start, start + length) in bounded chunks. Raises BlobMissing at the call, not at the first chunk."""
 
-    def list(self, tenant_id: str | None = None) -> Iterator[StoredBlob]:
-        """Every blob of one tenant, or of all."""
+    def list(self, tenant_id: str | None = None, *, after: tuple[str, str] | None = None) -> Iterator[StoredBlob]:
+        """Every blob of one tenant, or of all, in order of (tenant_id, sha256); only those beyond `after`."""
 
     def delete(self, tenant_id: str, sha256: str) -> bool:
         """False where there was none."""

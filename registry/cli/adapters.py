@@ -1,4 +1,4 @@
-"""`lorary adapters`: list, show, delete; `push` and `pull` move the bytes (push.py, pull.py), `alias` moves names (aliases.py)."""
+"""`lorary adapters`: list, show, delete, restore, purge; bytes move in push.py and pull.py, aliases in aliases.py."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ SignOption = Annotated[
     Path | None, typer.Option("--sign", help="Sign the files with this private key (PEM, P-256/384/521); writes model.sig into the folder.")
 ]
 TargetArgument = Annotated[Path, typer.Argument(help="The folder to write; created if absent.")]
+VersionsArgument = Annotated[str, typer.Argument(help="NAME, or NAME@3 for one version.")]
+DeletedOption = Annotated[bool, typer.Option("--deleted", help="What was deleted too, with its times.")]
+DELETED_COLUMNS = ("deleted_at", "restorable_until")
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that differ.")]
 
 
@@ -63,23 +66,23 @@ def pull_command(call: Call, reference: ReferenceArgument, directory: TargetArgu
 
 
 @remote(noun, "list")
-def list_adapters(call: Call) -> None:
+def list_adapters(call: Call, deleted: DeletedOption = False) -> None:
     """List adapters, newest first."""
-    call.output.rows(
-        call.client.pages("/adapters"), "name", "base_model", "num_versions", "latest_version", "aliases", "description", "updated_at"
-    )
+    columns = ("name", "base_model", "num_versions", "latest_version", "aliases", "description", "updated_at")
+    call.output.rows(call.client.pages("/adapters", **_shown(deleted)), *columns, *(DELETED_COLUMNS if deleted else ()))
 
 
 @remote(noun, "show")
-def show(call: Call, name: NameArgument) -> None:
+def show(call: Call, name: NameArgument, deleted: DeletedOption = False) -> None:
     """Show one adapter, its versions and its aliases."""
-    adapter = call.client.get(path("adapters", name))
-    versions = list(call.client.pages(path("adapters", name, "versions")))
-    pointers = aliases.load(call.client, name)
+    adapter = call.client.get(path("adapters", name), **_shown(deleted))
+    versions = list(call.client.pages(path("adapters", name, "versions"), **_shown(deleted)))
+    pointers = [] if adapter["deleted_at"] else aliases.load(call.client, name)
     call.output.item({**adapter, "versions": versions, "aliases": pointers} if call.output.is_json else adapter)
     if not call.output.is_json:
         call.output.line("")
-        call.output.rows(versions, "number", "status", "rank", "targets", "version_digest", "created_at")
+        columns = ("number", "status", "rank", "targets", "version_digest", "created_at")
+        call.output.rows(versions, *columns, *((*DELETED_COLUMNS, "purged_at") if deleted else ()))
         call.output.line("")
         call.output.rows(pointers, *aliases.COLUMNS)
 
@@ -97,11 +100,34 @@ def card_command(call: Call, reference: ReferenceArgument) -> None:
 
 
 @remote(noun, "delete")
-def delete(call: Call, reference: Annotated[str, typer.Argument(help="NAME, or NAME@3 for one version.")], yes: YesOption = False) -> None:
-    """Delete an adapter, or one of its versions. It stops being served at once."""
+def delete(call: Call, reference: VersionsArgument, yes: YesOption = False) -> None:
+    """Delete an adapter, or one of its versions. It stops being served at once, and `restore` brings it back."""
+    route = _route(reference)
+    call.output.confirm(f"Delete {reference}?", yes=yes)
+    call.client.delete(route)
+    call.output.note(f"{reference} deleted")
+
+
+@remote(noun, "restore")
+def restore(call: Call, reference: VersionsArgument) -> None:
+    """Bring back what was deleted, with its aliases. Not what was purged: that must be pushed again."""
+    call.output.item(call.client.post(f"{_route(reference)}/restore", {}))
+
+
+@remote(noun, "purge")
+def purge(call: Call, reference: VersionsArgument, yes: YesOption = False) -> None:
+    """Give up the bytes of deleted versions for good: of NAME all of them, of NAME@3 that one."""
+    route = _route(reference)
+    call.output.confirm(f"Purge what is deleted of {reference}? It cannot be restored after that.", yes=yes)
+    call.output.item(call.client.post(f"{route}/purge", {}))
+
+
+def _shown(deleted: bool) -> dict[str, str]:
+    return {"show_deleted": "true"} if deleted else {}
+
+
+def _route(reference: str) -> str:
     name, _, number = reference.partition("@")
     if number and not number.isdecimal():
         raise typer.BadParameter(f"{reference!r}: only a version number can follow @ here; `adapters alias delete` removes an alias")
-    call.output.confirm(f"Delete {reference}?", yes=yes)
-    call.client.delete(path("adapters", name, "versions", number) if number else path("adapters", name))
-    call.output.note(f"{reference} deleted")
+    return path("adapters", name, "versions", number) if number else path("adapters", name)

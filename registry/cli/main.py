@@ -15,6 +15,7 @@ from registry.cli import (
     base_models,
     db,
     doctor,
+    gc,
     hub,
     jobs,
     keys,
@@ -51,6 +52,7 @@ app.add_typer(base_models.noun, name="base-models")
 app.add_typer(adapters.noun, name="adapters")
 app.add_typer(audit.noun, name="audit")
 app.add_typer(hub.noun, name="hub")
+app.add_typer(gc.noun, name="gc")
 app.add_typer(jobs.noun, name="jobs")
 app.add_typer(quotas.noun, name="quotas")
 app.add_typer(secrets.noun, name="secrets")

@@ -36,7 +36,8 @@ VALIDATE_VERSION = "validate_version"
 IMPORT_BASE_MODEL = "import_base_model"
 FINALISE_UPLOAD = "finalise_upload"
 IMPORT_HUB = "import_hub"
-KINDS = frozenset({VALIDATE_VERSION, IMPORT_BASE_MODEL, FINALISE_UPLOAD, IMPORT_HUB})
+COLLECT_GARBAGE = "collect_garbage"
+KINDS = frozenset({VALIDATE_VERSION, IMPORT_BASE_MODEL, FINALISE_UPLOAD, IMPORT_HUB, COLLECT_GARBAGE})
 """Every kind there is, for labels of metrics and spans."""
 
 QUEUES: Mapping[str, str] = {}
@@ -233,9 +234,13 @@ def fail(session: WriteSession, claim: Claim, error: Mapping[str, Any], retry_in
     return _leave(session, claim, state=QUEUED, error=dict(error), available_at=available_at) == QUEUED
 
 
-def release(session: WriteSession, claim: Claim) -> None:
-    """Give the job back untried (a worker that drains): the attempt does not count. Raises StaleFence."""
-    _leave(session, claim, state=QUEUED, attempt=claim.attempt - 1)
+def release(session: WriteSession, claim: Claim, *, gives_way: bool = False) -> None:
+    """Give the job back untried (a worker that drains): the attempt does not count. Raises StaleFence.
+
+    `gives_way`: a long job that lets others go first waits from now on, like a new one.
+    """
+    waits = {"available_at": database_time(session)} if gives_way else {}
+    _leave(session, claim, state=QUEUED, attempt=claim.attempt - 1, **waits)
 
 
 def acknowledge_cancel(session: WriteSession, claim: Claim) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from registry.db import ReadSessionDep, WriteSessionDep
 from registry.errors import Conflict, Forbidden, Invalid, NotFound, problem_responses
@@ -49,8 +49,13 @@ def create_tenant(body: TenantIn, subject: Admin, session: WriteSessionDep, reco
 
 
 @router.get("/tenants", dependencies=[Depends(allow(ADMIN))])
-def list_tenants(session: ReadSessionDep, limit: Limit = 50, cursor: Cursor = None) -> Page[TenantOut]:
-    rows = repository.list_tenants(session, limit=limit, cursor=cursor)
+def list_tenants(
+    session: ReadSessionDep,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    show_deleted: Annotated[bool, Query(description="Deleted ones too.")] = False,
+) -> Page[TenantOut]:
+    rows = repository.list_tenants(session, limit=limit, cursor=cursor, with_deleted=show_deleted)
     return make_page(rows, limit=limit, key=lambda row: (row.created_at, row.id), show=_tenant_out)
 
 
@@ -61,8 +66,20 @@ def get_tenant(name: str, session: ReadSessionDep) -> TenantOut:
 
 @router.delete("/tenants/{name}", status_code=204, responses=problem_responses(NotFound))
 def delete_tenant(name: str, subject: Admin, session: WriteSessionDep, record: RecorderDep) -> None:
-    """Its keys stop at once; its adapters are no longer served."""
+    """Its keys stop at once; its adapters are no longer served. Its bytes go when the retention time is over, or by a purge."""
     service.delete_tenant(session, subject=subject, name=name, record=record)
+
+
+@router.post("/tenants/{name}/restore", responses=problem_responses(NotFound, Conflict))
+def restore_tenant(name: str, subject: Admin, session: WriteSessionDep, record: RecorderDep) -> TenantOut:
+    """Undo the deletion: its keys work again. What was purged meanwhile stays purged."""
+    return _tenant_out(service.restore_tenant(session, subject=subject, name=name, record=record))
+
+
+@router.post("/tenants/{name}/purge", status_code=202, responses=problem_responses(NotFound, Conflict))
+def purge_tenant(name: str, subject: Admin, session: WriteSessionDep, record: RecorderDep) -> TenantOut:
+    """The next collections give up every byte of a deleted tenant. It cannot be restored after that."""
+    return _tenant_out(service.request_purge(session, subject=subject, name=name, record=record))
 
 
 @router.post("/keys", status_code=201)
@@ -110,7 +127,13 @@ def rotate_key(
 
 
 def _tenant_out(tenant: Tenant) -> TenantOut:
-    return TenantOut(id=tenant.id, name=tenant.name, created_at=tenant.created_at)
+    return TenantOut(
+        id=tenant.id,
+        name=tenant.name,
+        created_at=tenant.created_at,
+        deleted_at=tenant.deleted_at,
+        purge_requested_at=tenant.purge_requested_at,
+    )
 
 
 def _key_out(row: tuple[ApiKey, str | None]) -> KeyOut:

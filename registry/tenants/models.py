@@ -11,7 +11,10 @@ from registry.db import Table, UtcDateTime, utc_now
 
 
 class Tenant(Table):
-    """An isolation boundary. A deleted tenant keeps its row, and its name is never given to another."""
+    """An isolation boundary. A deleted tenant keeps its row, and its name is never given to another.
+
+    `purge_requested_at`: the GC gives up what it holds without waiting for the retention time; it cannot be restored.
+    """
 
     __tablename__ = "tenants"
     __table_args__ = (Index(None, "created_at", "id"),)
@@ -20,6 +23,7 @@ class Tenant(Table):
     name: Mapped[str] = mapped_column(String(63), unique=True)
     created_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, default=utc_now())
     deleted_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    purge_requested_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
 
 
 class ApiKey(Table):

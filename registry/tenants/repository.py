@@ -54,8 +54,8 @@ def tenant_by_name(session: ReadSession, name: str, *, include_deleted: bool = F
     return session.scalar(statement if include_deleted else statement.where(Tenant.deleted_at.is_(None)))
 
 
-def list_tenants(session: ReadSession, *, limit: int, cursor: str | None) -> Sequence[Tenant]:
-    statement = select(Tenant).where(Tenant.deleted_at.is_(None))
+def list_tenants(session: ReadSession, *, limit: int, cursor: str | None, with_deleted: bool = False) -> Sequence[Tenant]:
+    statement = select(Tenant) if with_deleted else select(Tenant).where(Tenant.deleted_at.is_(None))
     return session.scalars(after_cursor(statement, cursor, at=Tenant.created_at, row_id=Tenant.id, limit=limit)).all()
 
 

@@ -26,9 +26,13 @@ class TenantIn(BaseModel):
 
 
 class TenantOut(BaseModel):
+    """`purge_requested_at`: its bytes are given up, and it cannot be restored."""
+
     id: str
     name: str
     created_at: dt.datetime
+    deleted_at: dt.datetime | None
+    purge_requested_at: dt.datetime | None
 
 
 class KeyIn(BaseModel):

@@ -57,8 +57,8 @@ def create_tenant(session: WriteSession, *, subject: Subject, name: str, record:
     return tenant
 
 
-def get_tenant(session: ReadSession, name: str) -> Tenant:
-    tenant = repository.tenant_by_name(session, name)
+def get_tenant(session: ReadSession, name: str, *, with_deleted: bool = False) -> Tenant:
+    tenant = repository.tenant_by_name(session, name, include_deleted=with_deleted)
     if tenant is None:
         raise NotFound(f"tenant {name!r} does not exist", field="name", value=name, remedy="see `GET /api/v1/tenants`")
     return tenant
@@ -74,6 +74,36 @@ def delete_tenant(session: WriteSession, *, subject: Subject, name: str, record:
     tenant = get_tenant(session, name)
     tenant.deleted_at = database_time(session)
     record(session, subject, "tenant.deleted", "tenant", tenant.id, before={"name": name}, tenant_id=tenant.id)
+
+
+def restore_tenant(session: WriteSession, *, subject: Subject, name: str, record: Recorder) -> Tenant:
+    """Its keys work again. One that is not deleted stays as it is. Raises Conflict once a purge was asked for."""
+    tenant = get_tenant(session, name, with_deleted=True)
+    if tenant.purge_requested_at is not None:
+        raise Conflict(
+            f"tenant {name!r} is being purged and cannot come back", field="name", value=name, remedy="create another", code="purged"
+        )
+    if tenant.deleted_at is not None:
+        tenant.deleted_at = None
+        record(session, subject, "tenant.restored", "tenant", tenant.id, after={"name": name}, tenant_id=tenant.id)
+    return tenant
+
+
+def request_purge(session: WriteSession, *, subject: Subject, name: str, record: Recorder) -> Tenant:
+    """The GC gives up what a deleted tenant holds, without waiting for the retention time. Raises Conflict for a living one."""
+    tenant = get_tenant(session, name, with_deleted=True)
+    if tenant.deleted_at is None:
+        raise Conflict(
+            f"tenant {name!r} is not deleted; delete it before it is purged",
+            field="name",
+            value=name,
+            remedy=f"DELETE /api/v1/tenants/{name}",
+            code="tenant_not_deleted",
+        )
+    if tenant.purge_requested_at is None:
+        tenant.purge_requested_at = database_time(session)
+        record(session, subject, "tenant.purge_requested", "tenant", tenant.id, after={"name": name}, tenant_id=tenant.id)
+    return tenant
 
 
 def create_key(

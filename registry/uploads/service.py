@@ -166,13 +166,21 @@ def publish_rejected(session: WriteSession, tenant_id: str, upload_id: str, *, c
 def expire(database: Database, store: BlobStore, tenant_id: str) -> None:
     """End the tenant's uploads whose time is over, and remove their parts."""
     with database.read() as session:
-        late = [upload.parted for upload in repository.overdue(session, tenant_id)]
-    for parted in late:
-        with database.write() as session:
-            upload = _lock(session, tenant_id, parted.upload_id)
-            if upload.state == OPEN:
-                _move(session, _owner(upload), upload, state=EXPIRED)
+        late = [upload.id for upload in repository.overdue(session, tenant_id)]
+    for upload_id in late:
+        end_late(database, store, tenant_id, upload_id)
+
+
+def end_late(database: Database, store: BlobStore, tenant_id: str, upload_id: str) -> bool:
+    """open -> expired, and its parts removed. False where it was not open any more."""
+    with database.write() as session:
+        upload = _lock(session, tenant_id, upload_id)
+        parted, was_open = upload.parted, upload.state == OPEN
+        if was_open:
+            _move(session, _owner(upload), upload, state=EXPIRED)
+    if was_open:
         store.discard_parts(parted)
+    return was_open
 
 
 def _add(session: WriteSession, subject: TenantSubject, parted: PartedUpload, *, sha256: str, ttl_s: float) -> LargeUpload:

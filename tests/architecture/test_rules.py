@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HOUSES = ("registry", "workers", "gpu_runtime")
 SOURCES = sorted(path for house in HOUSES for path in (ROOT / house).rglob("*.py"))
-DOMAINS = ("tenants", "audit", "secrets", "webhooks", "jobs", "blobs", "uploads", "base_models", "adapters", "serving", "hub")
+DOMAINS = ("tenants", "audit", "secrets", "webhooks", "jobs", "blobs", "uploads", "base_models", "adapters", "serving", "hub", "gc")
 FIVE_FILES = ("models.py", "schemas.py", "repository.py", "service.py", "endpoints.py")
 
 MAX_FILE_LINES = 400

@@ -26,6 +26,7 @@ ALLOWED = {
     "workers/shell.py": "claiming whichever tenant's job goes next",
     "workers/sweep.py": "jobs whose worker is gone",
     "workers/outbox.py": "the relay",
+    "workers/schedule.py": "starting a collection, which is nobody's tenant's job",
     "workers/webhooks.py": "claiming whichever tenant's delivery goes next",
     "registry/jobs/events.py": "news of watched jobs, one poller a process; who may watch which job is settled before, inside the tenant",
 }
