@@ -6,10 +6,9 @@ it may die anywhere: the next attempt or collection goes on. It works for a slic
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from uuid import uuid4
 
 import structlog
 
-from registry.blobs.store import STALE_UPLOAD_S, BlobStore, StoredBlob
+from registry.blobs.store import STALE_UPLOAD_S, BlobStore
 from registry.config import Settings
 from registry.db import Database, WriteSession
 from registry.errors import RegistryError
@@ -161,7 +160,7 @@ class _Run:
     def _orphans(self) -> None:
         after = self.collection.after
         listed = self.job.store.list(after=None if after is None else (after.tenant_id, after.sha256))
-        for page in _pages(listed, size=self.job.page):
+        for page in repository.pages(listed, size=self.job.page):
             with self.job.database.read() as session:
                 old = service.touched_before(session, self.job.settings)
                 found = [Garbage(one.tenant_id, one.sha256, one.size) for one in page if one.stored_at < old]
@@ -260,9 +259,3 @@ class _Removal:
             self._stop.set()
             return False
         return True
-
-
-def _pages(listed: Iterable[StoredBlob], *, size: int) -> Iterator[list[StoredBlob]]:
-    rest = iter(listed)
-    while page := list(itertools.islice(rest, size)):
-        yield page

@@ -17,6 +17,9 @@ from registry.config import Settings
 from registry.db import WriteSession, database_time
 from registry.errors import Conflict
 from registry.jobs.models import Job
+from registry.quotas import service as quotas
+from registry.quotas.schemas import Measure
+from registry.quotas.service import Limits
 from registry.tenants.auth import Subject, TenantSubject
 
 
@@ -44,11 +47,12 @@ def delete_version(session: WriteSession, subject: TenantSubject, name: str, num
     audit.record(session, subject, "version.deleted", "version", version.id, before=before, after={"status": DELETED})
 
 
-def restore_adapter(session: WriteSession, subject: TenantSubject, name: str) -> Adapter:
+def restore_adapter(session: WriteSession, subject: TenantSubject, name: str, *, defaults: Limits) -> Adapter:
     """The adapter with the versions and aliases that its deletion took along. One that is not deleted stays as it is.
 
-    Raises Conflict where nothing of it is left to restore, or a base model has its name by now.
+    Raises Conflict where nothing of it is left to restore or a base model has its name by now, and QuotaExceeded.
     """
+    allowance = quotas.allowance(session, subject.tenant_id, Measure.ADAPTERS, defaults=defaults)
     adapter = lock_with_deleted(session, subject.tenant_id, name)
     if adapter.deleted_at is None:
         return adapter
@@ -56,6 +60,7 @@ def restore_adapter(session: WriteSession, subject: TenantSubject, name: str) ->
     if not taken_along:
         raise _purged(f"every version of adapter {name!r} was purged", field="name", value=name)
     refuse_base_model_name(session, name)
+    allowance.spend(session, Measure.ADAPTERS, 1)
     adapter.deleted_at = None
     session.flush()
     audit.record(session, subject, "adapter.restored", "adapter", adapter.id, after={"name": name}, tenant_id=subject.tenant_id)
@@ -156,7 +161,7 @@ def _mark_deleted(session: WriteSession, subject: TenantSubject, adapter: Adapte
 
 def _restore(session: WriteSession, subject: TenantSubject, adapter: Adapter, version: AdapterVersion) -> Job | None:
     names = version.deleted_aliases or []
-    job = revive(session, subject, version)
+    job = revive(session, subject, version, adapter=adapter)
     for name in names if version.status == READY else ():
         if repository.alias(session, subject.tenant_id, adapter.id, name) is None:
             aliases.create(session, subject, adapter, name, version=version, moved_by=subject.key_id)

@@ -119,10 +119,12 @@ def delete_adapter(name: AdapterName, *, subject: Writer, session: WriteSessionD
     deletion.delete_adapter(session, subject, name)
 
 
-@router.post("/{name}/restore", responses=READ_ERRORS | problem_responses(Conflict))
-def restore_adapter(name: AdapterName, *, subject: Writer, session: WriteSessionDep, settings: SettingsDep) -> AdapterOut:
+@router.post("/{name}/restore", responses=READ_ERRORS | problem_responses(Conflict, QuotaExceeded))
+def restore_adapter(
+    name: AdapterName, *, subject: Writer, session: WriteSessionDep, settings: SettingsDep, defaults: DefaultsDep
+) -> AdapterOut:
     """Undo the deletion: the adapter with the versions and aliases that it took along. 409 once they are purged."""
-    deletion.restore_adapter(session, subject, name)
+    deletion.restore_adapter(session, subject, name, defaults=defaults)
     return _describe(session, service.get_adapter(session, subject.tenant_id, name), settings)
 
 

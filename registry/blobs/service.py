@@ -71,11 +71,9 @@ def record_upload(session: WriteSession, subject: TenantSubject, sha256: str, *,
     Raises QuotaExceeded under the tenant's quota, or `defaults` (None: they were reserved before, and count already), and
     Unavailable while the GC removes what lay there.
     """
-    missing = repository.get(session, subject.tenant_id, sha256) is None
-    if missing and (defaults is None or _spend(session, subject.tenant_id, sha256, size=size, defaults=defaults)):
-        if repository.add(session, subject.tenant_id, sha256, size=size):
-            audit.record(session, subject, "blob.created", "blob", sha256, after={"size": size}, tenant_id=subject.tenant_id)
-            return True
+    if repository.get(session, subject.tenant_id, sha256) is None and _add(session, subject, sha256, size=size, defaults=defaults):
+        audit.record(session, subject, "blob.created", "blob", sha256, after={"size": size}, tenant_id=subject.tenant_id)
+        return True
     blob = repository.lock(session, subject.tenant_id, sha256)
     if blob is None or blob.deleting_until is not None:
         raise being_removed(sha256)
@@ -108,13 +106,14 @@ def being_removed(sha256: str) -> Unavailable:
     )
 
 
-def _spend(session: WriteSession, tenant_id: str, sha256: str, *, size: int, defaults: Limits) -> bool:
-    """False where another upload of the same bytes was recorded while this one waited for the lock."""
-    allowance = quotas.allowance(session, tenant_id, Measure.BYTES, defaults=defaults)
-    if repository.sizes(session, tenant_id, [sha256]):
-        return False
-    allowance.spend(session, Measure.BYTES, size)
-    return True
+def _add(session: WriteSession, subject: TenantSubject, sha256: str, *, size: int, defaults: Limits | None) -> bool:
+    """False where another upload of the same bytes was recorded while this one waited for a lock, or a row is in the way."""
+    if defaults is not None:
+        allowance = quotas.allowance(session, subject.tenant_id, Measure.BYTES, defaults=defaults)
+        if repository.sizes(session, subject.tenant_id, [sha256]):
+            return False
+        allowance.spend(session, Measure.BYTES, size)
+    return repository.add(session, subject.tenant_id, sha256, size=size)
 
 
 def forget(session: WriteSession, tenant_id: str, sha256: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,6 +74,16 @@ def reseal(output: OutputOption = Format.table) -> None:
     Output(output).item({"total": report.total, "resealed": report.num_old, "unreadable": list(report.unreadable)})
     if report.unreadable:
         raise CliFailure(f"{len(report.unreadable)} secrets cannot be decrypted and stay as they are", remedy="see `lorary doctor`")
+
+
+@noun.command("backup")
+def backup(
+    file: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")], output: OutputOption = Format.table
+) -> None:
+    """Copy the embedded SQLite database, consistent while it is in use. Blobs and the secret key are copied after it."""
+    from registry.cli import local  # noqa: PLC0415 - as above
+
+    Output(output).item({"file": str(file), "bytes": local.backup(load_settings(), file)})
 
 
 @noun.command("upgrade")

@@ -6,6 +6,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,47 +24,55 @@ SAMPLE = 200
 MIN_FREE_BYTES = 2**30
 
 Status = Literal["ok", "warning", "failed", "skipped"]
-BlobsOption = Annotated[bool, typer.Option("--all-blobs", help=f"Hash every recorded blob instead of {SAMPLE} at random.")]
+
+
+class Blobs(StrEnum):
+    sample = "sample"
+    all = "all"
+
+
+BlobsOption = Annotated[Blobs, typer.Option("--blobs", help=f"Hash {SAMPLE} recorded blobs at random, or all, and look for orphans too.")]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check says. `remedy` only where something is to be done."""
+    """What one check says. `remedy` only where something is to be done; `items` are what it is about, one by one."""
 
     check: str
     status: Status
     detail: str
     remedy: str | None = None
+    items: tuple[str, ...] = ()
 
 
-def doctor(all_blobs: BlobsOption = False, url: UrlOption = None, output: OutputOption = Format.table) -> None:
+def doctor(blobs: BlobsOption = Blobs.sample, url: UrlOption = None, output: OutputOption = Format.table) -> None:
     """Check this installation. Exit code 1 if any check failed."""
     out = Output(output)
-    with out.waiting("checking"):
-        findings = list(examine(load_settings(), url=url, all_blobs=all_blobs))
+    findings = list(examine(load_settings(), url=url, blobs=blobs, output=out))
     out.rows([asdict(finding) for finding in findings], "check", "status", "detail", "remedy")
     failed = [finding.check for finding in findings if finding.status == "failed"]
     if failed:
         raise CliFailure(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
 
 
-def examine(settings: Settings, *, url: str | None, all_blobs: bool) -> Iterator[Finding]:
+def examine(settings: Settings, *, url: str | None, blobs: Blobs, output: Output) -> Iterator[Finding]:
     """Every check; one that cannot be made is itself a finding, never the end of the others."""
     yield from _guarded("state directory", lambda: _state_dir(settings))
     yield from _guarded("secret key", lambda: _secret_key(settings))
     yield from _guarded("credentials", lambda: _private(credentials_file(settings.state_dir), "credentials", needed=False))
     yield from _guarded("disk space", lambda: _disk(settings))
     yield from _guarded("database schema", lambda: _schema(settings))
-    yield from _guarded("blobs", lambda: _blobs(settings, limit=None if all_blobs else SAMPLE))
+    yield from _guarded("blobs", lambda: _blobs(settings, sample=None if blobs is Blobs.all else SAMPLE, output=output))
     yield from _guarded("secrets", lambda: _secrets(settings))
     yield from _guarded("supervisor", lambda: _supervisor(settings))
     yield from _guarded("api", lambda: _api(url))
     yield from _guarded("replicas", lambda: _replicas(url))
 
 
-def _guarded(check: str, look: Callable[[], Finding]) -> Iterator[Finding]:
+def _guarded(check: str, look: Callable[[], Finding | Iterator[Finding]]) -> Iterator[Finding]:
     try:
-        yield look()
+        found = look()
+        yield from [found] if isinstance(found, Finding) else list(found)
     except CliFailure as failure:
         yield Finding(check, "failed", failure.detail, failure.remedy)
 
@@ -122,21 +131,26 @@ def _has_database(settings: Settings) -> bool:
     return bool(settings.database_url) or (settings.state_dir / "lorary.sqlite3").exists()
 
 
-def _blobs(settings: Settings, *, limit: int | None) -> Finding:
-    """Does the store hold what the database promises, byte for byte?"""
+def _blobs(settings: Settings, *, sample: int | None, output: Output) -> Iterator[Finding]:
+    """Does the store hold what the database promises, byte for byte? And what lies there for nobody?"""
     from registry.cli import local  # noqa: PLC0415 - as above
 
     if not _has_database(settings):
-        return Finding("blobs", "skipped", "there is no database")
-    total, wrong, checked = local.check_blobs(settings, limit=limit)
-    if wrong:
-        return Finding(
-            "blobs",
-            "failed",
-            f"{len(wrong)} of {checked} checked are absent or damaged, e.g. {wrong[0]}",
-            "restore them, or push them again",
-        )
-    return Finding("blobs", "ok", f"{checked} of {total} hashed and equal")
+        yield Finding("blobs", "skipped", "there is no database")
+        return
+    report = local.check_blobs(settings, sample=sample, output=output)
+    hashed = f"{report.checked} of {report.total} hashed"
+    if report.wrong:
+        counts = ", ".join(f"{count} {what}" for what, count in sorted(report.counts.items()))
+        detail = f"{counts}; {hashed}; e.g. {report.wrong[0]}"
+        yield Finding("blobs", "failed", detail, "restore them from a backup, or push them again", items=tuple(report.wrong))
+    else:
+        yield Finding("blobs", "ok", f"{hashed} and equal")
+    orphans = f"; {report.orphan_blobs} objects ({report.orphan_bytes} bytes) without a row" if sample is None else ""
+    detail = f"{report.unreferenced_blobs} blobs ({report.unreferenced_bytes} bytes) are not referenced{orphans}"
+    yield Finding(
+        "garbage", "ok", detail, "`lorary gc plan` says what would go" if report.unreferenced_blobs or report.orphan_blobs else None
+    )
 
 
 def _secrets(settings: Settings) -> Finding:

@@ -6,23 +6,24 @@ brings the database stack, which takes a second to import, so commands import it
 
 from __future__ import annotations
 
-import hashlib
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import psycopg
 from alembic.util.exc import CommandError
-from sqlalchemy import func, select
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 import migrations
 from registry.audit.service import record
-from registry.blobs.models import Blob
-from registry.blobs.service import open_blob_store
-from registry.blobs.store import BlobStore
 from registry.bootstrap import init_database
+from registry.cli import blob_check
+from registry.cli.blob_check import BlobReport
 from registry.cli.failure import CliFailure
+from registry.cli.output import Output
 from registry.config import FirstKeys, Settings
 from registry.db import Database, open_database
 from registry.resealing import SecretsReport, examine_secrets, reseal
@@ -108,6 +109,25 @@ def downgrade(settings: Settings, revision: str) -> str | None:
         return migrations.revision_of(settings.resolved_owner_url)
 
 
+def backup(settings: Settings, file: Path) -> int:
+    """Copy SQLite's database while others use it; returns its bytes. All of the file or none of it, and only for its owner."""
+    source = make_url(settings.resolved_database_url)
+    if source.get_backend_name() != "sqlite":
+        raise CliFailure("the database is PostgreSQL", remedy="pg_dump copies it: see registry/OPERATIONS.md")
+    if not source.database or not Path(source.database).exists():
+        raise CliFailure(f"there is no database at {source.database}", remedy="run `lorary db init`, or set LORARY_STATE_DIR")
+    if file.exists():
+        raise CliFailure(f"{file} is there already", remedy="name a file that is not there")
+    temporary = file.with_name(f".{file.name}.part")
+    with reporting(settings):
+        temporary.unlink(missing_ok=True)
+        temporary.touch(mode=0o600)
+        with closing(sqlite3.connect(source.database)) as database, closing(sqlite3.connect(temporary)) as copy:
+            database.backup(copy)
+        temporary.rename(file)
+        return file.stat().st_size
+
+
 def schema_state(settings: Settings) -> tuple[str | None, str]:
     """(the revision that the database is at, the one that this program needs)."""
     with reporting(settings):
@@ -119,19 +139,14 @@ def schema_differences(settings: Settings) -> list[str]:
         return migrations.check(settings.resolved_owner_url)
 
 
-def check_blobs(settings: Settings, *, limit: int | None) -> tuple[int, list[str], int]:
-    """(blobs that the database promises, sha256 of those that are absent or damaged, how many were hashed).
-
-    Hashes a random `limit` of them, or all.
-    """
-    chosen = select(Blob.tenant_id, Blob.sha256, Blob.size)
-    if limit is not None:
-        chosen = chosen.order_by(func.random()).limit(limit)
-    with reporting(settings), _opened(settings) as database, database.system_read() as session:
-        total = session.scalar(select(func.count()).select_from(Blob)) or 0
-        rows = [(tenant_id, sha256, size) for tenant_id, sha256, size in session.execute(chosen)]
-    store = open_blob_store(settings)
-    return total, [sha256 for tenant_id, sha256, size in rows if not _is_whole(store, tenant_id, sha256, size=size)], len(rows)
+def check_blobs(settings: Settings, *, sample: int | None, output: Output) -> BlobReport:
+    """Look at a random `sample` of the recorded blobs, or at all of them with a bar of progress."""
+    with reporting(settings), _opened(settings) as database:
+        if sample is not None:
+            with output.waiting("checking blobs"):
+                return blob_check.check_blobs(database, settings, sample=sample, advance=lambda _count: None)
+        with output.progress("checking blobs", total_bytes=blob_check.count_bytes(database)) as advance:
+            return blob_check.check_blobs(database, settings, sample=None, advance=advance)
 
 
 def check_secrets(settings: Settings) -> SecretsReport:
@@ -143,15 +158,6 @@ def reseal_secrets(settings: Settings) -> SecretsReport:
     """Every secret that opens, sealed anew under LORARY_SECRET_KEY; what does not open stays as it is and is reported."""
     with reporting(settings), _opened(settings) as database, database.system_write() as session:
         return reseal(session, make_sealer(settings))
-
-
-def _is_whole(store: BlobStore, tenant_id: str, sha256: str, *, size: int) -> bool:
-    if store.size(tenant_id, sha256) != size:
-        return False
-    digest = hashlib.sha256()
-    for chunk in store.stream(tenant_id, sha256):
-        digest.update(chunk)
-    return digest.hexdigest() == sha256
 
 
 @contextmanager

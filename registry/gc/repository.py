@@ -9,8 +9,9 @@ takes over when their time is up.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Collection as Several
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import ColumnElement, CursorResult, Select, and_, delete, exists, func, literal, or_, select, text, tuple_, update
@@ -20,6 +21,7 @@ from sqlalchemy.orm import joinedload, selectinload
 
 from registry.adapters.models import DELETED, AdapterVersion
 from registry.blobs.models import Blob, BlobReference
+from registry.blobs.store import StoredBlob
 from registry.db import ReadSession, WriteSession, database_time
 from registry.gc.models import BlobKey
 from registry.jobs.models import FINAL, Job
@@ -215,6 +217,13 @@ def without_rows(session: ReadSession, found: Several[Garbage]) -> list[Garbage]
     return [one for one in found if BlobKey(one.tenant_id, one.sha256) not in rows]
 
 
+def pages(listed: Iterable[StoredBlob], *, size: int) -> Iterator[list[StoredBlob]]:
+    """A listing of the store, `size` objects at a time."""
+    rest = iter(listed)
+    while page := list(itertools.islice(rest, size)):
+        yield page
+
+
 def take_orphans(session: WriteSession, found: Several[Garbage], *, by: str, hold_s: float) -> list[Garbage]:
     """Give each object a row that is taken, so that an upload of the same bytes meets it; not where there is a row by now."""
     found = without_rows(session, found)
@@ -251,6 +260,41 @@ def _literal(key: BlobKey) -> Any:
 
 def _beyond(after: BlobKey | None) -> ColumnElement[bool]:
     return literal(True) if after is None else _key() > _literal(after)
+
+
+# ---- looking at what is recorded ----
+
+
+def count_recorded(session: ReadSession) -> int:
+    return session.scalar(select(func.count()).select_from(Blob).where(Blob.deleting_until.is_(None))) or 0
+
+
+def recorded_bytes(session: ReadSession) -> int:
+    return int(session.scalar(select(func.coalesce(func.sum(Blob.size), 0)).where(Blob.deleting_until.is_(None))) or 0)
+
+
+def recorded_page(session: ReadSession, *, after: BlobKey | None, limit: int) -> list[Garbage]:
+    statement = select(Blob.tenant_id, Blob.sha256, Blob.size).where(_beyond(after), Blob.deleting_until.is_(None))
+    return [Garbage(*row) for row in session.execute(statement.order_by(Blob.tenant_id, Blob.sha256).limit(limit))]
+
+
+def sample_recorded(session: ReadSession, *, limit: int) -> list[Garbage]:
+    statement = select(Blob.tenant_id, Blob.sha256, Blob.size).where(Blob.deleting_until.is_(None))
+    return [Garbage(*row) for row in session.execute(statement.order_by(func.random()).limit(limit))]
+
+
+def count_unreferenced(session: ReadSession) -> tuple[int, int]:
+    """(blobs, bytes) that nobody needs."""
+    statement = select(func.count(), func.coalesce(func.sum(Blob.size), 0)).where(~_needed(), Blob.deleting_until.is_(None))
+    count, size = session.execute(statement).one()
+    return int(count), int(size)
+
+
+def unrecorded(session: ReadSession, *, limit: int) -> list[BlobKey]:
+    """What some version needs and no row promises."""
+    promised = exists().where(Blob.tenant_id == BlobReference.tenant_id, Blob.sha256 == BlobReference.sha256, Blob.deleting_until.is_(None))
+    statement = select(BlobReference.tenant_id, BlobReference.sha256).where(~promised).distinct().limit(limit)
+    return [BlobKey(*row) for row in session.execute(statement)]
 
 
 # ---- rows that tell of what is over ----

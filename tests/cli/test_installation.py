@@ -176,13 +176,19 @@ def test_doctor_finds_lost_and_damaged_blobs(local: Lorary, registry: Registry, 
     stored[0].unlink()
     stored[1].chmod(0o600)
     stored[1].write_bytes(b"two of threE")
-    done = local("doctor", "--all-blobs", "-o", "json", **installation)
+    stored[2].chmod(0o600)
+    stored[2].write_bytes(b"three of")
+    done = local("doctor", "--blobs", "all", "-o", "json", **installation)
     [finding] = [finding for finding in done.json() if finding["check"] == "blobs"]
     assert done.code == 1
     assert finding["status"] == "failed"
-    assert finding["detail"].startswith("2 of ")
+    assert finding["detail"].startswith("1 corrupt, 1 missing, 1 truncated; ")
+    [tenant_id] = {path.parent.name for path in stored}
+    expected = zip(("missing", "corrupt", "truncated"), map(sha256_hex, blobs), strict=True)
+    assert sorted(finding["items"]) == sorted(f"{what} {tenant_id}/{digest}" for what, digest in expected)
     stored[0].write_bytes(blobs[0])
     stored[1].write_bytes(blobs[1])
+    stored[2].write_bytes(blobs[2])
     [finding] = [finding for finding in local("doctor", "-o", "json", **installation).json() if finding["check"] == "blobs"]
     assert finding["status"] == "ok"
 

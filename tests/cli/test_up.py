@@ -140,7 +140,7 @@ def test_a_killed_api_comes_back_at_the_same_address(shared: Up) -> None:
 
 
 def test_doctor_finds_the_installation_sound_and_tells_of_restarts(shared: Up) -> None:
-    done = shared.cli("doctor", "-o", "json", "--all-blobs")
+    done = shared.cli("doctor", "-o", "json", "--blobs", "all")
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout
     assert {name: finding["status"] for name, finding in findings.items()} == {

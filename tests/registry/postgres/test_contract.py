@@ -23,6 +23,7 @@ ALLOWED = {
     "registry/cli/local.py": "operators on the machine itself",
     "registry/readiness.py": "whether that role's connection answers",
     "registry/state_metrics.py": "counts of jobs, hints, deliveries and replicas, for the operator's Prometheus",
+    "registry/cli/blob_check.py": "operators on the machine itself: every tenant's bytes",
     "workers/shell.py": "claiming whichever tenant's job goes next",
     "workers/sweep.py": "jobs whose worker is gone",
     "workers/outbox.py": "the relay",
