@@ -7,7 +7,7 @@ its number never means anything else, and only a push of the same bytes revives 
 
 from __future__ import annotations
 
-from registry.adapters import aliases, repository
+from registry.adapters import aliases, repository, signatures
 from registry.adapters.models import DELETED, READY, Adapter, AdapterVersion
 from registry.adapters.push import refuse_base_model_name, revive
 from registry.adapters.service import adapter_not_found, get_version, lock_adapter, version_not_found
@@ -50,6 +50,8 @@ def delete_version(session: WriteSession, subject: TenantSubject, name: str, num
 def restore_adapter(session: WriteSession, subject: TenantSubject, name: str, *, defaults: Limits) -> Adapter:
     """The adapter with the versions and aliases that its deletion took along. One that is not deleted stays as it is.
 
+    A version whose signing key was revoked meanwhile stays deleted.
+
     Raises Conflict where nothing of it is left to restore or a base model has its name by now, and QuotaExceeded.
     """
     allowance = quotas.allowance(session, subject.tenant_id, Measure.ADAPTERS, defaults=defaults)
@@ -65,7 +67,8 @@ def restore_adapter(session: WriteSession, subject: TenantSubject, name: str, *,
     session.flush()
     audit.record(session, subject, "adapter.restored", "adapter", adapter.id, after={"name": name}, tenant_id=subject.tenant_id)
     for version in taken_along:
-        _restore(session, subject, adapter, version)
+        if not signatures.is_distrusted(session, version):
+            _restore(session, subject, adapter, version)
     return adapter
 
 
@@ -94,6 +97,14 @@ def restore_version(session: WriteSession, subject: TenantSubject, name: str, nu
             value=number,
             remedy="push its files under another name",
             code="base_model_mismatch",
+        )
+    if signatures.is_distrusted(session, version):
+        raise Conflict(
+            f"the key that signed version {number} was revoked; sign its files with another key and push them",
+            field="number",
+            value=number,
+            remedy="sign its files with another key and push them",
+            code="signature_key_revoked",
         )
     return version, _restore(session, subject, adapter, version)
 

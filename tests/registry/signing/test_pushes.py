@@ -161,3 +161,13 @@ def test_who_may_change_trust(client: Any, acme: Pusher, make_key: MakeKey, pair
     for wrong in ({}, {"policy": "sometimes"}, {"policy": "off", "more": 1}):
         assert acme.call("PUT", "/signing-policy", json=wrong).status_code == 422
     assert acme.call("POST", "/signing-keys", json={"name": "x", "public_key": "-"}).json()["code"] == "bad_public_key"
+
+
+def test_a_version_whose_key_was_revoked_does_not_come_back(acme: Pusher, pair: KeyPair, trust: Trust, work: Work) -> None:
+    trust(acme, pair)
+    acme.push("pirate", pair.signed(FILES))
+    work()
+    acme.call("DELETE", "/adapters/pirate/versions/1")
+    assert acme.call("DELETE", "/signing-keys/release").status_code == 204
+    back = acme.call("POST", "/adapters/pirate/versions/1/restore")
+    assert (back.status_code, back.json()["code"]) == (409, "signature_key_revoked")

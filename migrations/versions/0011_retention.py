@@ -1,6 +1,6 @@
 """Retention: what versions need of blobs, what is deleted and until when it comes back, what the GC is about to remove.
 
-Revises: 0009
+Revises: 0010
 Additive. Rows of before are filled by the GC itself, a page at a time: a version without references gets them from its
 manifest before anything is swept, and a blob without `touched_at` counts from its creation.
 """
@@ -12,8 +12,8 @@ from alembic import op
 
 from migrations.row_security import secure
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
