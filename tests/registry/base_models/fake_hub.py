@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class FakeHub:
         self.announced: dict[str, str] = {}  # path -> another digest than the bytes have
         self.break_after: int | None = None  # bytes of a large file, once
         self.ignores_ranges = self.is_away = False
+        self.holds: threading.Event | None = None  # a large file stops half-way until it is set
+        self.half_sent = threading.Event()
         self.ranges: list[str] = []
         self.served: list[str] = []
         self.tokens_at_the_store: list[str | None] = []
@@ -99,6 +102,12 @@ class FakeHub:
         return StreamingResponse(self._bytes(data[start:]), status_code=206 if start else 200, headers=headers)
 
     def _bytes(self, data: bytes) -> Iterator[bytes]:
+        if self.holds is not None:
+            held, self.holds, half = self.holds, None, len(data) // 2
+            yield data[:half]
+            self.half_sent.set()
+            held.wait(60)
+            data = data[half:]
         stop, self.break_after = self.break_after, None
         yield data[:stop]
         if stop is not None and stop < len(data):

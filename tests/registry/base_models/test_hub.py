@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +18,11 @@ from starlette.testclient import TestClient
 
 from registry.artifact.base import compute_base_digest
 from registry.config import Settings
+from registry.db import Database
 from tests.registry.adapters.pushing import Pusher, adapter
 from tests.registry.base_models.fake_hub import INDEX, SHARDS, STRAY, TOKEN, FakeHub, sharded_model
 from tests.registry.conftest import SECRET_KEY, MakeTenant, bearer, serve
+from tests.workers.processes import worker_processes
 
 Work = Callable[[], int]
 
@@ -198,6 +202,34 @@ def test_abandoned_downloads_are_removed(hub: FakeHub, ops: Pusher, work: Work, 
         os.utime(path, (0, 0))
     assert outcome(ops, hub, work) == ("ready", None)
     assert leftovers(settings) == [fresh]
+
+
+@pytest.mark.full
+def test_a_worker_killed_half_way_is_followed_by_one_that_goes_on(
+    *, hub: FakeHub, ops: Pusher, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    """Its lock dies with it, its lease runs out, and the next one asks for the rest alone."""
+    hub.holds = release = threading.Event()
+    guard = {"LORARY_OUTBOUND_ALLOW_HOSTS": "127.0.0.1,localhost", "LORARY_OUTBOUND_ALLOW_HTTP": "1", "LORARY_SECRET_KEY": SECRET_KEY}
+    with worker_processes(settings, tmp_path) as start:
+        first = start(**guard)
+        assert ops.call("POST", "/base-models", json=body(hub)).status_code == 202
+        assert hub.half_sent.wait(30)
+        wait_for(lambda: any(path.stat().st_size for folder in leftovers(settings) for path in folder.glob("*.safetensors.part")))
+        first.kill()
+        first.wait()
+        release.set()
+        start(**guard)
+        wait_for(lambda: ops.get("/base-models/base")["status"] == "ready")
+    assert len(hub.ranges) == 1, "of the file that was half here"
+    assert leftovers(settings) == []
+
+
+def wait_for(condition: Callable[[], bool], *, within_s: float = 60.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come so far in time"
+        time.sleep(0.05)
 
 
 def test_requests_that_make_no_sense(hub: FakeHub, ops: Pusher, operator: Pusher) -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from sqlalchemy import select
 
+from registry.db import Database, reaching_tenant
+from registry.errors import Invalid
+from registry.signing import service
+from registry.signing.models import SigningKey
 from tests.registry.adapters.pushing import Pusher, adapter
 from tests.registry.conftest import MakeKey, bearer
 from tests.registry.signing.conftest import KeyPair, make_pair
@@ -125,6 +132,25 @@ def test_the_same_bytes_are_judged_again(acme: Pusher, pair: KeyPair, trust: Tru
     assert acme.call("DELETE", "/adapters/pirate/versions/1").status_code == 204
     assert acme.call("DELETE", "/signing-keys/release").status_code == 204
     assert acme.push("pirate", files).json()["code"] == "signature_key_revoked", "a deleted version does not come back unvouched"
+
+
+@pytest.mark.full
+def test_a_revocation_and_a_push_come_one_after_the_other(acme: Pusher, app: FastAPI, pair: KeyPair, trust: Trust) -> None:
+    """A push that relies on a key holds it: whoever revokes meanwhile comes after, and the version shows it."""
+    trust(acme, pair)
+    database: Database = app.state.database
+    with database.system_read() as session:
+        tenant_id = session.scalars(select(SigningKey.tenant_id)).one()
+    with reaching_tenant(tenant_id), ThreadPoolExecutor(1) as pool:
+        with database.read() as session:
+            (key,) = service.trust_of(session, tenant_id).keys
+        with database.write() as session:
+            service.require_trusted(session, tenant_id, key)
+            revoking = pool.submit(acme.call, "DELETE", "/signing-keys/release")
+            assert not wait([revoking], timeout=0.5).done
+        assert revoking.result().status_code == 204
+        with pytest.raises(Invalid, match="is revoked"), database.write() as session:
+            service.require_trusted(session, tenant_id, key)
 
 
 @pytest.mark.postgresql
