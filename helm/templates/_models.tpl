@@ -8,8 +8,7 @@
 {{/* Those of every runtime, or of the one that is named. (dict "root" $ ["only" "smollm2"]) */}}
 {{- define "lorary.modelMounts" -}}
 {{- $needsCache := and (not .only) .root.Values.modelCache.enabled -}}
-{{- range $name, $entry := .root.Values.runtimes -}}
-{{- $runtime := include "lorary.entry" (list $.root.Values.runtimeDefaults $entry) | fromJson -}}
+{{- range $name, $runtime := include "lorary.runtimes" .root | fromJson -}}
 {{- if or (not $.only) (eq $.only $name) -}}
 {{- if $runtime.model.volume }}
 - name: model-{{ $name }}
@@ -29,8 +28,7 @@
 
 {{- define "lorary.modelVolumes" -}}
 {{- $needsCache := and (not .only) .root.Values.modelCache.enabled -}}
-{{- range $name, $entry := .root.Values.runtimes -}}
-{{- $runtime := include "lorary.entry" (list $.root.Values.runtimeDefaults $entry) | fromJson -}}
+{{- range $name, $runtime := include "lorary.runtimes" .root | fromJson -}}
 {{- if or (not $.only) (eq $.only $name) -}}
 {{- if $runtime.model.volume }}
 - name: model-{{ $name }}
@@ -67,8 +65,7 @@ type: Recreate
 
 {{/* Not empty where any runtime's base model is fetched from a hub. */}}
 {{- define "lorary.anyFetch" -}}
-{{- range $_, $entry := .Values.runtimes -}}
-{{- $runtime := include "lorary.entry" (list $.Values.runtimeDefaults $entry) | fromJson -}}
+{{- range $name, $runtime := include "lorary.runtimes" $ | fromJson -}}
 {{- if $runtime.model.fetch.repository -}}yes{{- end -}}
 {{- end -}}
 {{- end -}}

@@ -74,7 +74,24 @@ http://{{ include "lorary.fullname" . }}-api.{{ .Release.Namespace }}.svc.{{ .Va
 {{ printf "%s-%s-%s" (include "lorary.fullname" .root) .part .name | trunc 63 | trimSuffix "-" }}
 {{- end -}}
 
-{{/* An entry of `workers` or `runtimes` over its defaults, as JSON. (list defaults entry) */}}
-{{- define "lorary.entry" -}}
-{{ mustMergeOverwrite (deepCopy (index . 0)) (deepCopy (default dict (index . 1))) | toJson }}
+{{/* The entries of `workers` over their defaults, as JSON; those that are null are taken away. */}}
+{{- define "lorary.workers" -}}
+{{ include "lorary.entries" (list .Values.workerDefaults .Values.workers) }}
+{{- end -}}
+
+{{/* The same of `runtimes`. */}}
+{{- define "lorary.runtimes" -}}
+{{ include "lorary.entries" (list .Values.runtimeDefaults .Values.runtimes) }}
+{{- end -}}
+
+{{/* (list defaults entries) */}}
+{{- define "lorary.entries" -}}
+{{- $defaults := index . 0 -}}
+{{- $out := dict -}}
+{{- range $name, $entry := index . 1 -}}
+{{- if not (kindIs "invalid" $entry) -}}
+{{- $_ := set $out $name (mustMergeOverwrite (deepCopy $defaults) (deepCopy $entry)) -}}
+{{- end -}}
+{{- end -}}
+{{ toJson $out }}
 {{- end -}}

@@ -191,6 +191,8 @@ def test_an_entry_of_workers_is_its_defaults_and_what_it_says() -> None:
 def test_null_takes_an_entry_away() -> None:
     manifests = render(production(workers={"cpu": None, "all": {"queues": ["cpu", "gpu"]}}))
     assert [name for name in kinds(manifests, "Deployment") if "worker" in name] == ["-worker-all"]
+    bare = render(production(runtimes={"smollm2": None}))  # of another values file, which Helm does not take away by itself
+    assert not any("smollm2" in name or "runtime" in name for kind in ("Deployment", "Job", "NetworkPolicy") for name in kinds(bare, kind))
 
 
 def test_a_worker_has_the_time_to_give_its_job_back() -> None:
