@@ -23,12 +23,13 @@ from tests.generate import BASE_NAME
 from tests.registry.adapters.pushing import Pusher, adapter, nan_adapter, write_base_model
 from tests.registry.conftest import bearer, serve
 from tests.registry.hub.conftest import FILES, NEWER, token_of
+from tests.registry.signing.conftest import make_pair
 from workers.__main__ import build_worker
 from workers.shell import Worker
 
 WEIGHTS = "adapter_model.safetensors"
 COMMIT = "c" * 40
-SCOPES = ["adapters:read", "adapters:write", "jobs:read", "jobs:write", "secrets:write"]
+SCOPES = ["adapters:read", "adapters:write", "jobs:read", "jobs:write", "secrets:write", "signing:write"]
 
 
 class LyingHub:
@@ -215,6 +216,23 @@ class TestWhatIsRefused:
         assert target.run(repo="org/Name", endpoint=hub_url)["result"]["adapter"] == "name"
         version = target.mine.get("/adapters/name/versions/1")
         assert [file["path"] for file in version["files"]] == ["adapter_config.json", WEIGHTS]
+
+
+class TestSignatures:
+    def test_imports_are_judged_like_pushes(self, target: Target, hub: LyingHub, hub_url: str, tmp_path: Path) -> None:
+        pair = make_pair(tmp_path / "pair")
+        target.mine.call("POST", "/signing-keys", json={"name": "publisher", "public_key": pair.public})
+        assert target.mine.call("PUT", "/signing-policy", json={"policy": "require"}).status_code == 200
+        body = {"repo": "org/name", "endpoint": hub_url}
+        assert target.refused(**body) == "signature_required"
+        hub.files = pair.signed(FILES) | {"model.sig": b" " * (64 * 2**10 + 1)}
+        assert target.refused(**body) == "file_too_large", "a signature that is left out would look like none"
+        hub.files = pair.signed(FILES) | {"README.md": b"another"}
+        assert target.refused(**body) == "signature_mismatch"
+        hub.files = pair.signed(FILES)
+        assert target.run(**body)["result"]["outcome"] == "imported"
+        version = target.mine.get("/adapters/name/versions/1")
+        assert (version["status"], version["signature"]["key"]) == ("ready", "publisher")
 
 
 class TestHubsThatFail:
