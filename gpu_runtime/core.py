@@ -14,6 +14,8 @@ from typing import NamedTuple
 # The linears that an adapter may modify; this order is the index of a target in every table.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+F32, F16, BF16 = 0, 1, 2  # how an adapter's rows are stored: codes of slot tables and kernels
+
 NO_SLOT = -1  # base rows: every kernel leaves them alone before it touches anything else
 
 

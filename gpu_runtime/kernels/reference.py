@@ -16,7 +16,7 @@ from gpu_runtime.kernels.backend import AdapterTables, Decoder, DecoderSpec, Lay
 from gpu_runtime.kernels.batch import ForwardBatch
 from gpu_runtime.kernels.decoder import OpByOpDecoder
 
-STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # by the codes of memory/tables.py
+STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # by the codes of core.py
 
 
 class ReferenceKernels:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from gpu_runtime.core import TARGETS
+from gpu_runtime.core import BF16, F16, F32, TARGETS
 from gpu_runtime.memory.pages import PAGE_ALIGNMENT
 from gpu_runtime.memory.plan import AdapterPlan, Tile
 
-DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DTYPE_CODES = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
 
 class SlotTables:

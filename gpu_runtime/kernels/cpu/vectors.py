@@ -19,7 +19,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-F32, F16, BF16 = 0, 1, 2  # codes of memory/tables.py
+from gpu_runtime.core import F16, F32
 
 
 def _lanes() -> int:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 import triton
 
+from gpu_runtime.core import BF16, F16, F32
 from gpu_runtime.kernels.backend import AdapterTables, Decoder, DecoderSpec, LayerWeights, LoraSites, PackedWeight, RopeTables
 from gpu_runtime.kernels.batch import ForwardBatch
 from gpu_runtime.kernels.decoder import OpByOpDecoder
 from gpu_runtime.kernels.gpu import attention, elementwise, expand, rope_kv_write, shrink
 from gpu_runtime.kernels.gpu.routing import CHUNK_TOKENS, Routing, routing_of
-from gpu_runtime.kernels.gpu.rows import BF16, F16, F32
 
 _CODE_OF = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from gpu_runtime.memory.tables import DTYPE_CODES
-
-F32, F16, BF16 = DTYPE_CODES[torch.float32], DTYPE_CODES[torch.float16], DTYPE_CODES[torch.bfloat16]
+from gpu_runtime.core import F16, F32
 
 # What a kernel may close over: Triton takes globals only as constants.
 _F32, _F16 = tl.constexpr(F32), tl.constexpr(F16)

@@ -23,9 +23,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from gpu_runtime.core import BF16
 from gpu_runtime.kernels.gpu import attention, elementwise, expand, rope_kv_write, shrink
 from gpu_runtime.kernels.gpu.routing import CHUNK_TOKENS
-from gpu_runtime.kernels.gpu.rows import BF16
 
 WIDE = 16  # arguments that are multiples of this many bytes or elements, as Triton finds them at a launch
 TABLES = {"rows": "*i32", "ranks": "*i32", "dtypes": "*i32"}
