@@ -14,10 +14,11 @@ import math
 
 import numpy as np
 
+from gpu_runtime.core import F32
 from gpu_runtime.kernels.cpu.compiled import inlined
 from gpu_runtime.kernels.cpu.elementwise import exp
 from gpu_runtime.kernels.cpu.sync import claim, finish, wait
-from gpu_runtime.kernels.cpu.vectors import F32, make_combine, make_dots, prefetch
+from gpu_runtime.kernels.cpu.vectors import make_combine, make_dots, prefetch
 
 _dots14, _dots24, _dots34, _dots44 = (make_dots(heads, 4, F32) for heads in (1, 2, 3, 4))
 _dots11, _dots21, _dots31, _dots41 = (make_dots(heads, 1, F32) for heads in (1, 2, 3, 4))

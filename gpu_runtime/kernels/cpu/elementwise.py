@@ -15,9 +15,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from gpu_runtime.core import F32
 from gpu_runtime.kernels.cpu.compiled import inlined
 from gpu_runtime.kernels.cpu.sync import claim, finish, wait
-from gpu_runtime.kernels.cpu.vectors import F32, make_dots
+from gpu_runtime.kernels.cpu.vectors import make_dots
 
 _f = np.float32
 _LOG2_E, _LN2_HIGH, _LN2_LOW = _f(1.4426950408889634), _f(0.693359375), _f(-2.12194440e-4)

@@ -9,9 +9,10 @@ widened to f32 in registers. Floor, SmolLM2-135M, rank 16 on all linears in bf16
 
 from __future__ import annotations
 
+from gpu_runtime.core import BF16, F16, F32
 from gpu_runtime.kernels.cpu.compiled import inlined
 from gpu_runtime.kernels.cpu.sync import claim, finish, wait
-from gpu_runtime.kernels.cpu.vectors import BF16, F16, F32, make_combine, make_dots
+from gpu_runtime.kernels.cpu.vectors import make_combine, make_dots
 
 CHUNK = 8  # tokens
 
