@@ -38,6 +38,7 @@ from registry.tenants import endpoints as tenants
 from registry.tenants.keys import make_key_hasher
 from registry.tenants.last_used import LastUsed
 from registry.uploads import endpoints as uploads
+from registry.usage import endpoints as usage
 from registry.webhooks import endpoints as webhooks
 
 API_PREFIX = "/api/v1"
@@ -81,7 +82,8 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
 
 def _include_routers(app: FastAPI) -> None:
     app.include_router(health.router)
-    for domain in (tenants, audit, secrets, webhooks, quotas, jobs, blobs, uploads, base_models, signing, adapters, serving, gc):
+    operated = (tenants, audit, secrets, webhooks, quotas, jobs, gc, usage)
+    for domain in (*operated, blobs, uploads, base_models, signing, adapters, serving):
         app.include_router(domain.router, prefix=API_PREFIX)
     app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
     app.include_router(hub.router, prefix=API_PREFIX)

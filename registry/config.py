@@ -134,6 +134,7 @@ class Settings(EnvironmentSettings):
     quota_versions_per_day: int | None = Field(default=None, ge=0, description="Likewise, versions made in a day of UTC.")
     quota_requests_per_minute: int | None = Field(default=None, ge=0, description="Likewise, inference requests.")
     quota_tokens_per_minute: int | None = Field(default=None, ge=0, description="Likewise, prompt and completion tokens.")
+    usage_settle_s: float = Field(default=86_400.0, gt=0, description="How long after its grant a replica may report a request.")
     worker_queues: str = Field(default="cpu,gpu", pattern=r"^[a-z0-9_.-]+(,[a-z0-9_.-]+)*$", description="Queues that a worker serves.")
 
     broker_url: SecretStr = Field(default=SecretStr(""), description="redis:// or amqp:// of the broker of job hints; none: workers poll.")

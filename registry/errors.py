@@ -146,6 +146,11 @@ class PreconditionRequired(RegistryError):
 class RateLimited(RegistryError):
     status, code, title = 429, "rate_limited", "Too many requests"
 
+    def openai(self) -> dict[str, Any]:
+        """OpenAI names the kind of limit as the type: `requests`, `tokens`, or `insufficient_quota` where waiting does not help."""
+        kind = "insufficient_quota" if self.error_code == "insufficient_quota" else self.field
+        return {"error": {"message": self.detail, "type": kind, "param": None, "code": self.error_code}}
+
 
 class Unavailable(RegistryError):
     status, code, title = 503, "unavailable", "Temporarily unavailable"

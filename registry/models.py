@@ -13,6 +13,7 @@ import registry.serving.models
 import registry.signing.models
 import registry.tenants.models
 import registry.uploads.models
+import registry.usage.models
 import registry.webhooks.models  # noqa: F401
 from registry.db import Table
 

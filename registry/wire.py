@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 GRANT_HEADER = "X-Lorary-Grant"
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -26,11 +26,15 @@ TENANT_HEADER = "X-Lorary-Tenant"  # an admin key acts inside this tenant
 REPLICAS_PATH = "/api/v1/replicas"
 RESOLVE_PATH = "/api/v1/resolve"
 PULL_PATH = "/api/v1/pull"
+USAGE_PATH = "/api/v1/replicas/{replica_id}/usage"
 
 GRANT_ALGORITHM = "EdDSA"
 GRANT_ISSUER = "lorary"
 
 MAX_RESIDENTS = 16_384  # a heartbeat stays near 2 MiB; a replica that holds more reports the nearest ones
+
+MAX_FINISHED = 500  # a usage report stays near half a MiB
+MAX_GRANT_LENGTH = 4096
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 TenantId = Annotated[str, Field(min_length=1, max_length=32)]
@@ -112,6 +116,37 @@ class HeartbeatReply(WireModel):
     drop: tuple[Resident, ...] = ()
 
 
+class FinishedRequest(BaseModel):
+    """What became of one request, said by the replica that had its grant, in the words of that grant.
+
+    `finished`: answered to the end; `cancelled`: the client left; `failed`: everything else. Tokens are those that were
+    answered or could still have been read: the prompt counts from the first generated token on. A request that was
+    turned away with 503 before it began is not reported: the front door knows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grant: str = Field(max_length=MAX_GRANT_LENGTH)
+    outcome: Literal["finished", "cancelled", "failed"]
+    num_prompt_tokens: Count
+    num_completion_tokens: Count
+    age_s: float = Field(ge=0, lt=1e9, description="How long ago it ended: hosts' clocks need not agree.")
+
+
+class UsageReport(WireModel):
+    """POST /api/v1/replicas/{replica_id}/usage. Sent again until it is answered; each request counts once, by the grant's `jti`."""
+
+    requests: tuple[FinishedRequest, ...] = Field(min_length=1, max_length=MAX_FINISHED)
+
+
+class UsageReply(WireModel):
+    """All of the report is settled: `num_known` had been before, `num_refused` carried no grant that this replica may settle."""
+
+    num_counted: int
+    num_known: int
+    num_refused: int
+
+
 class ResolveRequest(WireModel):
     """POST /api/v1/resolve: what are the bytes of this form? Needs a `replica` key and a live grant for the form."""
 
@@ -154,3 +189,6 @@ class GrantClaims(BaseModel):
     version_digest: Sha256 | None = None
     form_digest: Sha256 | None = None
     max_tokens: int = Field(ge=1, description="Upper limit on max_tokens of this request.")
+    key_id: str = Field(max_length=32, description="Whose request it is, for the usage report.")
+    minute: int = Field(default=0, ge=0, description="The minute in which tokens are reserved for it.")
+    reserved_tokens: int = Field(default=0, ge=0, description="How many; 0 where the tenant has no limit.")

@@ -1,4 +1,4 @@
-"""The replica's link to its registry: registers, reports what it holds, learns grant keys and what to drop.
+"""The replica's link to its registry: registers, reports what it holds and what was used, learns grant keys and what to drop.
 
 One thread, one edge: whatever goes wrong with the registry, the replica goes on serving the requests it has and this
 loop tries again. The registry hears of an engine that fails or drains as "draining", and chooses others.
@@ -17,14 +17,18 @@ import httpx2
 from gpu_runtime.core import AdapterKey
 from gpu_runtime.engine.state import EngineState
 from gpu_runtime.server.grants import GrantVerifier
+from gpu_runtime.server.usage import UsageBuffer
 from registry.wire import (
     MAX_RESIDENTS,
     REPLICAS_PATH,
+    USAGE_PATH,
     Heartbeat,
     HeartbeatReply,
     ReplicaRegistration,
     ReplicaWelcome,
     Resident,
+    UsageReply,
+    UsageReport,
     WireModel,
     require_wire_version,
 )
@@ -33,6 +37,7 @@ log = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 10.0  # below the registry's replica_ttl_s, so that a registry that comes back sees us in time
 TIMEOUT = httpx2.Timeout(10.0, connect=3.0)
+UNREADABLE = (400, 413, 422)  # the registry will say so every time
 NEAREST_FIRST = {"pool": 0, "host": 1, "disk": 2}
 
 Answer = TypeVar("Answer", bound=WireModel)
@@ -70,12 +75,14 @@ class ReplicaAgent:
         url: str,
         base_digest: str,
         verifier: GrantVerifier,
+        usage: UsageBuffer,
         backoff_s: float = 0.5,
     ) -> None:
         self._engine = engine
         self._url = url
         self._base_digest = base_digest
         self._verifier = verifier
+        self._usage = usage
         self._first_backoff_s = self._backoff_s = backoff_s
         self._client = httpx2.Client(base_url=registry_url, headers={"Authorization": f"Bearer {key}"}, timeout=TIMEOUT, trust_env=False)
         self._replica_id: str | None = None
@@ -133,6 +140,7 @@ class ReplicaAgent:
             if self._replica_id is None:
                 self._register()
             pause_s = self._report()
+            self._report_usage()
         except Exception as error:  # noqa: BLE001 - the agent's edge: a registry that is away or wrong must not end the replica
             return self._failed(error)
         self._last_error = None
@@ -156,6 +164,20 @@ class ReplicaAgent:
         self._verifier.update(public_keys=reply.grant_public_keys)
         self._drop(reply.drop)
         return reply.heartbeat_interval_s
+
+    def _report_usage(self) -> None:
+        """All that waits, in batches. A batch stays until it is acknowledged; one that cannot be read never will be."""
+        while batch := self._usage.batch():
+            try:
+                reply = self._post(USAGE_PATH.format(replica_id=self._replica_id), UsageReport(requests=batch), answer=UsageReply)
+            except RegistryRefused as error:
+                if error.status not in UNREADABLE:
+                    raise
+                log.error("usage.unreadable", extra={"num_requests": len(batch), "reason": str(error)})
+            else:
+                if reply.num_refused:
+                    log.warning("usage.refused", extra={"num_requests": reply.num_refused})
+            self._usage.settled()
 
     def _heartbeat(self, state: EngineState) -> Heartbeat:
         nearest = sorted(state.residents, key=lambda resident: NEAREST_FIRST[resident.tier])[:MAX_RESIDENTS]

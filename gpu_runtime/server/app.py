@@ -29,10 +29,12 @@ from gpu_runtime.server.openai import ChatRequest, CompletionRequest, Generation
 from gpu_runtime.server.replies import ChatShape, CompletionShape, Piece, Shape, Usage, best_of
 from gpu_runtime.server.stream import ClientGone, EventStream, Generation, StepLoop, as_json, client_closed
 from gpu_runtime.server.text import Text
+from gpu_runtime.server.usage import UsageBuffer
 from registry.wire import FORM_DIGEST_HEADER, REQUEST_ID_HEADER, VERSION_DIGEST_HEADER, GrantClaims
 
 log = structlog.get_logger(__name__)
 
+UNAVAILABLE = 503
 ENDPOINTS: dict[type[GenerationRequest], str] = {CompletionRequest: "completions", ChatRequest: "chat"}
 
 
@@ -44,6 +46,7 @@ class Serving:
     text: Text
     verifier: GrantVerifier
     health: Health
+    usage: UsageBuffer
     context_tokens: int
     max_waiting: int
 
@@ -52,8 +55,9 @@ class Serving:
 class Exchange:
     """One request as the log tells it: once, when it is over."""
 
-    claims: GrantClaims
+    permission: Permission
     metrics: RuntimeMetrics
+    reports: UsageBuffer
     endpoint: str
     started_s: float = field(default_factory=time.monotonic)
     num_prompt_tokens: int = 0
@@ -61,6 +65,10 @@ class Exchange:
     generation: Generation | None = None
     failure: ApiError | None = field(default_factory=lambda: ApiError("the request was interrupted", status=500, code="internal"))
     streams: bool = False  # then the stream finishes the exchange
+
+    @property
+    def claims(self) -> GrantClaims:
+        return self.permission.claims
 
     def headers(self) -> dict[str, str]:
         named = {
@@ -83,6 +91,7 @@ class Exchange:
         reasons = [] if self.generation is None else self.generation.finish_reasons
         if self.generation is not None:
             self.generation.close()
+        self._report(usage)
         self.metrics.finished(
             endpoint=self.endpoint,
             status=200 if failure is None else failure.status,
@@ -103,6 +112,22 @@ class Exchange:
             num_completion_tokens=usage.num_completion_tokens,
             first_token_s=None if self.first_token_s is None else round(self.first_token_s - self.started_s, 4),
             duration_s=round(time.monotonic() - self.started_s, 4),
+        )
+
+    def _report(self, usage: Usage) -> None:
+        """To the registry, which charges it. The prompt counts from the first token on: before it nothing was answered.
+
+        What was turned away with 503 before a stream began is offered to another replica, so it is not ours to report.
+        """
+        status = 200 if self.failure is None else self.failure.status
+        if status == UNAVAILABLE and not self.streams:
+            return
+        started = self.first_token_s is not None
+        self.reports.add(
+            self.permission.token,
+            status=status,
+            num_prompt_tokens=usage.num_prompt_tokens if started else 0,
+            num_completion_tokens=usage.num_completion_tokens if started else 0,
         )
 
 
@@ -158,7 +183,7 @@ async def _serve(http: HttpRequest, *, kind: type[GenerationRequest]) -> Respons
     serving = _serving(http)
     _refuse_when_full(serving)
     permission = _admit(http, serving)
-    exchange = Exchange(permission.claims, _metrics_of(http), ENDPOINTS[kind])
+    exchange = Exchange(permission, _metrics_of(http), serving.usage, ENDPOINTS[kind])
     try:
         return await _answer(http, serving, permission, exchange, kind=kind)
     except ApiError as error:

@@ -26,6 +26,7 @@ from gpu_runtime.server.grants import GrantVerifier
 from gpu_runtime.server.health import Health
 from gpu_runtime.server.pull import RegistrySource
 from gpu_runtime.server.text import Text
+from gpu_runtime.server.usage import UsageBuffer
 from registry.artifact.base import compute_base_digest
 
 log = structlog.get_logger(__name__)
@@ -69,10 +70,12 @@ def _build(config: RuntimeConfig) -> Replica:
     base_digest = compute_base_digest(config.model_dir)
     engine = build_engine(config, source, base_digest=base_digest)
     loop = EngineLoop(engine)
-    verifier = GrantVerifier()
-    agent = ReplicaAgent(loop, registry_url=registry_url, key=key, url=config.url, base_digest=base_digest, verifier=verifier)
+    verifier, usage = GrantVerifier(), UsageBuffer()
+    agent = ReplicaAgent(loop, registry_url=registry_url, key=key, url=config.url, base_digest=base_digest, verifier=verifier, usage=usage)
     health = Health(loop.state, lambda: agent.replica_id is not None, registry_error=lambda: agent.last_error)
-    serving = Serving(loop, text, verifier, health, context_tokens=engine.scheduler.limits.max_model_len, max_waiting=config.max_waiting)
+    serving = Serving(
+        loop, text, verifier, health, usage, context_tokens=engine.scheduler.limits.max_model_len, max_waiting=config.max_waiting
+    )
     options = uvicorn.Config(
         create_app(serving),
         lifespan="off",

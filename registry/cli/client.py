@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -77,7 +77,7 @@ class RegistryClient:
         self._http.close()
         self._store.close()
 
-    def get(self, route: str, **params: str | int) -> Json:
+    def get(self, route: str, **params: str | int | Sequence[str]) -> Json:
         return self._json("GET", route, params=params)
 
     def list(self, route: str) -> list[Json]:
@@ -100,7 +100,7 @@ class RegistryClient:
     def delete(self, route: str, *, headers: Mapping[str, str] | None = None) -> None:
         self.request("DELETE", route, headers=dict(headers or {}))
 
-    def pages(self, route: str, **params: str | int) -> Iterator[Json]:
+    def pages(self, route: str, **params: str | int | Sequence[str]) -> Iterator[Json]:
         """Every item of a listing, page after page."""
         while True:
             page = self.get(route, **params)
@@ -135,12 +135,12 @@ class RegistryClient:
             raise _problem(response)
 
     @contextmanager
-    def download(self, route: str) -> Iterator[Iterator[bytes]]:
+    def download(self, route: str, **params: str | Sequence[str]) -> Iterator[Iterator[bytes]]:
         """The body of a GET, in chunks."""
         with (
             self._reaching(),
             self._http.stream(
-                "GET", self._full(route), headers={"Accept": "*/*", "Accept-Encoding": "identity"}, follow_redirects=True
+                "GET", self._full(route), params=params, headers={"Accept": "*/*", "Accept-Encoding": "identity"}, follow_redirects=True
             ) as response,
         ):
             if response.is_error:

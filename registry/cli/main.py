@@ -25,11 +25,13 @@ from registry.cli import (
     signing,
     tenants,
     up,
+    usage,
     waiting,
     webhooks,
 )
 from registry.cli.failure import CliFailure
 from registry.cli.output import Output
+from registry.cli.remote import remote
 from registry.logging import configure_logging
 
 app = typer.Typer(
@@ -45,6 +47,7 @@ app.command("worker")(processes.worker)
 app.command("runtime")(processes.runtime)
 app.command("doctor")(doctor.doctor)
 app.command("wait")(waiting.wait)
+remote(app, "usage")(usage.usage)
 app.add_typer(db.noun, name="db")
 app.add_typer(tenants.noun, name="tenants")
 app.add_typer(keys.noun, name="keys")

@@ -81,6 +81,11 @@ class Output:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
+    def text(self, text: str) -> None:
+        """Part of a document, exactly as it is."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """A message for the person, on stderr."""
         self._messages.print(Text(clean(text)))

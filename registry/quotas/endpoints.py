@@ -31,6 +31,7 @@ DefaultsDep = Annotated[Limits, Depends(_defaults)]
 @router.get("/quota", responses=problem_responses(BadRequest, Forbidden))
 def get_quota(subject: Reader, session: ReadSessionDep, defaults: DefaultsDep) -> QuotaOut:
     """What this tenant may use, and what it uses."""
+    subject.must_be_unlimited("the quota")
     return service.describe(session, subject.tenant, subject.tenant_id, defaults=defaults)
 
 

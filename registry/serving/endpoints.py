@@ -11,7 +11,7 @@ from registry.blobs import service as blobs
 from registry.blobs.endpoints import BlobStoreDep, SettingsDep, blob_response
 from registry.blobs.schemas import Sha256Path
 from registry.db import DatabaseDep, ReadSessionDep, WriteSessionDep
-from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, Unavailable, problem_responses
+from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, RateLimited, Unavailable, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
 from registry.serving import repository, service
 from registry.serving.front_door import FrontDoor
@@ -151,7 +151,7 @@ _BODY = {
         },
     }
 }
-_OPENAI_ERRORS = problem_responses(BadRequest, Forbidden, NotFound, Unavailable)
+_OPENAI_ERRORS = problem_responses(BadRequest, Forbidden, NotFound, RateLimited, Unavailable)
 
 
 @openai_router.post("/completions", responses=_OPENAI_ERRORS, openapi_extra=_BODY)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import httpx2
 import structlog
@@ -18,7 +19,10 @@ from registry import metrics
 from registry.config import Settings
 from registry.db import Database
 from registry.errors import BadRequest, Unavailable
+from registry.quotas import rates
+from registry.quotas.rates import Reservation
 from registry.serving import service
+from registry.serving.demand import tokens_wanted
 from registry.serving.grants import GrantSigner, signer_for
 from registry.serving.proxy import (
     EVENT_STREAM,
@@ -62,7 +66,8 @@ class FrontDoor:
     async def relay(self, request: Request, subject: TenantSubject, *, path: str) -> Response:
         """The answer of a live replica to this request, streamed if the replica streams."""
         body = await request.body()
-        order = Order(subject=subject, model=model_of(body), path=path, body=body, headers=self._headers(request))
+        asked = asked_of(body)
+        order = Order(subject=subject, model=model_of(asked), asked=asked, path=path, body=body, headers=self._headers(request))
         outcome = "refused"
         try:
             response = await while_connected(request.receive, self._answer(order))
@@ -83,8 +88,9 @@ class FrontDoor:
         return {**kept, "accept-encoding": "identity", REQUEST_ID_HEADER: request.state.request_id}
 
     async def _answer(self, order: Order) -> Response:
-        authorised, upstream = await self._send_to_a_replica(order)
-        headers = {**forwarded(upstream.headers, FORWARDED_RESPONSE_HEADERS), **digest_headers(authorised)}
+        taken = await self._send_to_a_replica(order)
+        upstream = taken.upstream
+        headers = {**forwarded(upstream.headers, FORWARDED_RESPONSE_HEADERS), **taken.headers()}
         if upstream.headers.get("content-type", "").startswith(EVENT_STREAM):
             return RelayedStream(upstream, headers=headers)
         try:
@@ -96,39 +102,69 @@ class FrontDoor:
             await upstream.aclose()
         return Response(content, status_code=upstream.status_code, headers=headers)
 
-    async def _send_to_a_replica(self, order: Order) -> tuple[Authorised, httpx2.Response]:
+    async def _send_to_a_replica(self, order: Order) -> Taken:
         """Authorises before each look for a replica, so that what is deleted while a request waits is not served.
 
         A replica that turned the request away with 503 has not begun on it, so another may be asked; where none takes
-        it, that 503 is the answer.
+        it, that 503 is the answer, and the tokens that were reserved are given back: no replica will report it.
         """
         deadline = time.monotonic() + self.settings.replica_wait_s
         tried: list[str] = []
         busy: httpx2.Response | None = None
+        reservation: Reservation | None = None
         while True:
-            authorised, address = await run_in_threadpool(self._look_up, order, tried=tried)
+            authorised, address, reservation = await run_in_threadpool(self._look_up, order, reservation, tried=tried)
             if address is not None and len(tried) < MAX_ATTEMPTS:
-                upstream = await self._offer(order, authorised, address)
+                upstream = await self._offer(order, authorised, address, reservation)
                 if upstream is not None and upstream.status_code != UNAVAILABLE:
-                    return authorised, upstream
+                    return Taken(upstream, authorised, reservation)
                 busy = upstream or busy
                 tried.append(address.replica_id)
-            elif busy is not None:
-                return authorised, busy
-            elif tried or time.monotonic() >= deadline:
-                raise no_replica(authorised)
+            elif busy is not None or tried or time.monotonic() >= deadline:
+                await run_in_threadpool(self._release, reservation)
+                if busy is None:
+                    raise no_replica(authorised)
+                return Taken(busy, authorised, reservation)
             else:
                 await asyncio.sleep(POLL_S)
 
-    def _look_up(self, order: Order, *, tried: Collection[str]) -> tuple[Authorised, Address | None]:
-        with metrics.authorisation_seconds.time(), self.database.read() as session:
-            authorised = service.authorise(session, order.subject, order.model)
-            return authorised, service.choose_replica(session, authorised, ttl_s=self.settings.replica_ttl_s, tried=tried)
+    def _look_up(
+        self, order: Order, reservation: Reservation | None, *, tried: Collection[str]
+    ) -> tuple[Authorised, Address | None, Reservation | None]:
+        """Raises NotFound and, where the tenant's minute is used up, RateExceeded."""
+        with metrics.authorisation_seconds.time():
+            with self.database.read() as session:
+                authorised = service.authorise(session, order.subject, order.model)
+                address = service.choose_replica(session, authorised, ttl_s=self.settings.replica_ttl_s, tried=tried)
+            return authorised, address, reservation or self._reserve(order, authorised)
 
-    async def _offer(self, order: Order, authorised: Authorised, address: Address) -> httpx2.Response | None:
+    def _reserve(self, order: Order, authorised: Authorised) -> Reservation | None:
+        """Once a request. Nothing, and no statement, for a tenant without limits."""
+        limits = service.rate_limits(authorised, self.settings)
+        if not limits.any:
+            return None
+        tokens = tokens_wanted(order.asked, limit=limits.tokens)
+        with self.database.write() as session:
+            return rates.reserve(session, order.subject.tenant_id, limits, tokens=tokens)
+
+    def _release(self, reservation: Reservation | None) -> None:
+        if reservation is not None:
+            with self.database.write() as session:
+                rates.release(session, reservation)
+
+    async def _offer(
+        self, order: Order, authorised: Authorised, address: Address, reservation: Reservation | None
+    ) -> httpx2.Response | None:
         """The replica's response, its body unread; None if it could not even be connected to."""
-        request_id = order.headers[REQUEST_ID_HEADER]
-        grant = service.grant_for(authorised, address, request_id=request_id, signer=self.signer, settings=self.settings)
+        grant = service.grant_for(
+            authorised,
+            address,
+            request_id=order.headers[REQUEST_ID_HEADER],
+            key_id=order.subject.key_id,
+            reservation=reservation,
+            signer=self.signer,
+            settings=self.settings,
+        )
         metrics.grants.inc()
         headers = {**order.headers, GRANT_HEADER: grant}
         request = self.client.build_request("POST", address.url + order.path, content=order.body, headers=headers)
@@ -165,18 +201,36 @@ class Order:
 
     subject: TenantSubject
     model: str
+    asked: Mapping[str, Any]
     path: str
     body: bytes
     headers: Mapping[str, str]
 
 
-def model_of(body: bytes) -> str:
-    """The `model` of an OpenAI request. Everything else in it is for the replica to judge."""
+@dataclass(frozen=True)
+class Taken:
+    """A replica's answer, its body unread, and what the front door itself has to say with it."""
+
+    upstream: httpx2.Response
+    authorised: Authorised
+    reservation: Reservation | None
+
+    def headers(self) -> dict[str, str]:
+        return digest_headers(self.authorised) | ({} if self.reservation is None else self.reservation.headers)
+
+
+def asked_of(body: bytes) -> Mapping[str, Any]:
+    """An OpenAI request as it was sent. Raises BadRequest for what is no JSON."""
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadRequest("the body is not JSON", code="invalid_json", field="body", remedy="send one JSON object") from error
-    model = request.get("model") if isinstance(request, dict) else None
+    return request if isinstance(request, dict) else {}
+
+
+def model_of(asked: Mapping[str, Any]) -> str:
+    """The `model` of an OpenAI request. Everything else in it is for the replica to judge."""
+    model = asked.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest(
             "model is missing or not a string", code="missing_model", field="model", value=model, remedy="name a model of `GET /v1/models`"

@@ -13,10 +13,14 @@ from sqlalchemy import ColumnElement, Executable, Select, and_, bindparam, liter
 from registry.adapters.models import READY, Adapter, AdapterVersion, Alias, Form
 from registry.base_models.models import BaseModelRevision
 from registry.db import ReadSession
+from registry.quotas.models import Quota
 
 
 class Served(NamedTuple):
-    """What a model reference means now. The last four are None for a base model."""
+    """What a model reference means now. `name` to `rank` are None for a base model.
+
+    The last two are the tenant's own limits, as its quota row has them: read here, they cost no statement of their own.
+    """
 
     base_model_id: str
     base_model: str
@@ -25,6 +29,8 @@ class Served(NamedTuple):
     version_digest: str | None
     form_digest: str | None
     rank: int | None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 def find_version(session: ReadSession, tenant_id: str, *, name: str, number: int) -> Served | None:
@@ -75,9 +81,16 @@ def _called(alias: ColumnElement[str]) -> ColumnElement[bool]:
     return and_(Alias.adapter_id == Adapter.id, Alias.name == alias, Alias.version_id == AdapterVersion.id)
 
 
-_NAMED = _ready_adapters().where(Adapter.name == bindparam("name"))
+def _with_limits(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    columns = (Quota.requests_per_minute, Quota.tokens_per_minute)
+    own = (select(column).where(Quota.tenant_id == bindparam("tenant_id")).scalar_subquery() for column in columns)
+    return statement.add_columns(*own)
+
+
+_NAMED = _with_limits(_ready_adapters()).where(Adapter.name == bindparam("name"))
 _DEFAULT = literal("default")
 _BY_NUMBER = _NAMED.where(AdapterVersion.number == bindparam("number"))
 _BY_ALIAS = _NAMED.join(Alias, _called(bindparam("alias")))
-_BARE = union_all(_ready_base_models().where(BaseModelRevision.name == bindparam("name")), _NAMED.join(Alias, _called(_DEFAULT)))
+_BASE = _with_limits(_ready_base_models()).where(BaseModelRevision.name == bindparam("name"))
+_BARE = union_all(_BASE, _NAMED.join(Alias, _called(_DEFAULT)))
 _LISTED = union_all(_ready_base_models(), _ready_adapters().join(Alias, _called(_DEFAULT)))

@@ -151,6 +151,11 @@ def get_replica(session: ReadSession, replica_id: str, *, key_id: str) -> Replic
     return session.scalar(select(Replica).where(Replica.id == replica_id, Replica.key_id == key_id))
 
 
+def known_replicas(session: ReadSession, replica_ids: Collection[str]) -> set[str]:
+    """Of these ids, those that some replica has."""
+    return set(session.scalars(select(Replica.id).where(Replica.id.in_(replica_ids))))
+
+
 def register(session: WriteSession, registration: ReplicaRegistration, *, key_id: str, base_model_id: str) -> Replica:
     """The row of (key, url), made or started anew: a process that registers holds nothing and has reported nothing."""
     url = registration.url.rstrip("/")

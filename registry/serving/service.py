@@ -16,6 +16,8 @@ from registry.audit.service import record
 from registry.config import Settings
 from registry.db import ReadSession, WriteSession
 from registry.errors import Forbidden, Invalid, NotFound
+from registry.quotas.rates import RateLimits, Reservation
+from registry.quotas.service import effective
 from registry.serving import names, repository
 from registry.serving.grants import GrantSigner
 from registry.serving.models import Replica
@@ -90,9 +92,28 @@ def choose_replica(session: ReadSession, authorised: Authorised, *, ttl_s: float
     )
 
 
-def grant_for(authorised: Authorised, address: Address, *, request_id: str, signer: GrantSigner, settings: Settings) -> str:
+def rate_limits(authorised: Authorised, settings: Settings) -> RateLimits:
+    """Of the tenant, for one request; without a statement."""
+    served = authorised.served
+    return RateLimits(
+        requests=effective(served.requests_per_minute, settings.quota_requests_per_minute),
+        tokens=effective(served.tokens_per_minute, settings.quota_tokens_per_minute),
+    )
+
+
+def grant_for(
+    authorised: Authorised,
+    address: Address,
+    *,
+    request_id: str,
+    key_id: str,
+    reservation: Reservation | None,
+    signer: GrantSigner,
+    settings: Settings,
+) -> str:
     """A signed grant of this request for that replica, good once and for `grant_ttl_s`."""
     now = int(time.time())
+    held = {} if reservation is None else {"minute": reservation.minute, "reserved_tokens": reservation.tokens}
     claims = GrantClaims(
         aud=address.replica_id,
         jti=request_id,
@@ -102,9 +123,17 @@ def grant_for(authorised: Authorised, address: Address, *, request_id: str, sign
         model=authorised.model,
         version_digest=authorised.served.version_digest,
         form_digest=authorised.served.form_digest,
-        max_tokens=settings.max_request_tokens,
+        max_tokens=max_tokens_of(authorised, settings),
+        key_id=key_id,
+        **held,
     )
     return signer.sign(claims)
+
+
+def max_tokens_of(authorised: Authorised, settings: Settings) -> int:
+    """No more than the tenant has in a minute."""
+    tokens = rate_limits(authorised, settings).tokens
+    return settings.max_request_tokens if tokens is None else max(1, min(settings.max_request_tokens, tokens))
 
 
 def list_models(session: ReadSession, subject: TenantSubject) -> list[Served]:
@@ -152,7 +181,7 @@ def heartbeat(
     session: WriteSession, subject: Subject, report: Heartbeat, *, replica_id: str, signer: GrantSigner, settings: Settings
 ) -> HeartbeatReply:
     """Records a report, unless a later one was recorded before. Raises NotFound: the replica must register (again)."""
-    _own_replica(session, subject, replica_id)
+    own_replica(session, subject, replica_id)
     if repository.record_heartbeat(session, report, replica_id=replica_id):
         repository.replace_residents(session, report.residents, replica_id=replica_id)
     return HeartbeatReply(
@@ -162,7 +191,7 @@ def heartbeat(
     )
 
 
-def _own_replica(session: ReadSession, subject: Subject, replica_id: str) -> Replica:
+def own_replica(session: ReadSession, subject: Subject, replica_id: str) -> Replica:
     replica_only(subject)
     replica = repository.get_replica(session, replica_id, key_id=subject.key_id)
     if replica is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
@@ -50,7 +52,9 @@ def test_two_tenants_chat_with_their_adapters_and_the_base_in_one_batch(lorary: 
 
 
 def test_streaming_equals_not_streaming_and_counts_usage(lorary: Lorary, tenant_name: Callable[[str], str]) -> None:
-    key = lorary.make_tenant(tenant_name("stream"))
+    name = tenant_name("stream")
+    key = lorary.make_tenant(name)
+    lorary.cli("quotas", "set", name, "--tokens-per-minute", "100000", "--requests-per-minute", "100")
     push(lorary, key, "pirate", ADAPTERS / "pirate")
     messages: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": PIRATE[0]}]
     with lorary.openai(key) as client:
@@ -66,6 +70,24 @@ def test_streaming_equals_not_streaming_and_counts_usage(lorary: Lorary, tenant_
     assert usage is not None
     assert whole.usage is not None
     assert (usage.prompt_tokens, usage.completion_tokens) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)
+    await_usage(lorary, key, requests=2, prompt=2 * usage.prompt_tokens, completion=2 * usage.completion_tokens)
+
+
+def await_usage(lorary: Lorary, key: str, *, requests: int, prompt: int, completion: int) -> None:
+    """The replica reports with its heartbeat; then the sums are exactly those of the replies, and so is the minute."""
+    deadline = time.monotonic() + 30
+    with lorary.http(key) as client:
+        rows: list[dict[str, Any]] = []
+        while sum(row["requests"] for row in rows) < requests:
+            assert time.monotonic() < deadline, f"not reported in time: {rows}"
+            time.sleep(0.2)
+            rows = client.get("/api/v1/usage").json()["items"]
+        quota = client.get("/api/v1/quota").json()
+        assert (rows[0]["adapter"], rows[0]["cancelled"], rows[0]["failed"]) == ("pirate", 0, 0)
+        assert (rows[0]["requests"], rows[0]["prompt_tokens"], rows[0]["completion_tokens"]) == (requests, prompt, completion)
+    assert quota["tokens_per_minute"]["used"] <= prompt + completion, "settled: a minute may have passed, never more than was used"
+    assert lorary.cli_json("usage", "--by", "adapter", key=key)[0]["prompt_tokens"] == prompt
+    assert lorary.cli("usage", "--csv", key=key).stdout.splitlines()[1].count(",pirate,") == 1
 
 
 def test_reply_carries_both_digests_and_the_request_id(lorary: Lorary, tenant_name: Callable[[str], str]) -> None:

@@ -35,6 +35,7 @@ from registry.serving.grants import GrantSigner, signer_for
 from registry.serving.models import Replica
 from registry.tenants.keys import new_key
 from registry.tenants.models import ApiKey, Tenant
+from registry.wire import WIRE_VERSION
 
 BASE_DIGEST = "b" * 64
 SECRET = "0123456789abcdef" * 3
@@ -204,13 +205,13 @@ def client(world: World) -> Iterator[TestClient]:
 
 
 def registration(url: str = "http://127.0.0.1:9", **changes: Any) -> dict[str, Any]:
-    values = {"wire_version": 1, "url": url, "base_digest": BASE_DIGEST, "max_rank": 64, "num_pages": 100, "page_bytes": 4096}
+    values = {"wire_version": WIRE_VERSION, "url": url, "base_digest": BASE_DIGEST, "max_rank": 64, "num_pages": 100, "page_bytes": 4096}
     return values | changes
 
 
 def heartbeat(sequence: int = 1, **changes: Any) -> dict[str, Any]:
     values = {
-        "wire_version": 1,
+        "wire_version": WIRE_VERSION,
         "sequence": sequence,
         "state": "ready",
         "num_queued": 0,

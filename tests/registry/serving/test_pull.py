@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from registry.artifact.manifest import FormManifest
 from registry.serving.grants import GrantSigner
-from registry.wire import GRANT_HEADER, GrantClaims
+from registry.wire import GRANT_HEADER, WIRE_VERSION, GrantClaims
 from tests.registry.serving.conftest import BASE_DIGEST, Pushed, World, make_replica
 
 
@@ -20,13 +20,13 @@ def grant(world: World, pushed: Pushed, replica_id: str, *, signer: GrantSigner 
     now = int(time.time())
     claims = GrantClaims(
         aud=replica_id, jti="j", iat=now, exp=now + 30, tenant=pushed.tenant_id, model="m",
-        version_digest=pushed.version_digest, form_digest=pushed.form_digest, max_tokens=1,
+        version_digest=pushed.version_digest, form_digest=pushed.form_digest, max_tokens=1, key_id="k",
     )  # fmt: skip
     return (signer or world.signer).sign(claims.model_copy(update=changes))
 
 
 def resolve(client: TestClient, world: World, pushed: Pushed, token: str, *, key: str = "replica", **changes: Any) -> httpx2.Response:
-    body = {"wire_version": 1, "tenant": pushed.tenant_id, "form_digest": pushed.form_digest, "grant": token} | changes
+    body = {"wire_version": WIRE_VERSION, "tenant": pushed.tenant_id, "form_digest": pushed.form_digest, "grant": token} | changes
     return client.post("/api/v1/resolve", json=body, headers=world.bearer(key))  # type: ignore[return-value]
 
 

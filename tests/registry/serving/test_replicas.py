@@ -11,6 +11,7 @@ from registry.serving import service
 from registry.serving.names import Served
 from registry.serving.repository import Address
 from registry.serving.service import Authorised
+from registry.wire import WIRE_VERSION
 from tests.registry.serving.conftest import World, heartbeat, make_replica, registration, resident
 
 
@@ -44,7 +45,7 @@ def test_registration_is_idempotent_by_key_and_url(world: World, client: TestCli
     ("change", "status", "code"),
     [
         ({"base_digest": "c" * 64}, 422, "unknown_base_model"),
-        ({"wire_version": 2, "new_field": True}, 409, "wire_version"),
+        ({"wire_version": WIRE_VERSION + 1, "new_field": True}, 409, "wire_version"),
         ({"url": "ftp://h:1"}, 422, "invalid"),
         ({"url": "http://user:pw@h:1"}, 422, "invalid"),
         ({"url": "http://h:1/path"}, 422, "invalid"),
@@ -65,7 +66,7 @@ def test_a_wire_version_mismatch_names_both(world: World, client: TestClient) ->
             assert (answer.status_code, answer.json()["code"]) == (409, "wire_version"), answer.text
         answer = client.post(path, json={"wire_version": 7}, headers=world.bearer("replica"))
         assert "7" in answer.json()["detail"]
-        assert "speaks 1" in answer.json()["detail"]
+        assert f"speaks {WIRE_VERSION}" in answer.json()["detail"]
         assert client.post(path, content=b"{", headers=world.bearer("replica")).status_code == 422
         assert client.post(path, json=[], headers=world.bearer("replica")).json()["code"] == "invalid_json"
 
@@ -82,7 +83,7 @@ def test_base_models_that_are_not_ready_take_no_replicas(world: World, client: T
     [
         ("POST", "/api/v1/replicas", registration()),
         ("POST", "/api/v1/replicas/x/heartbeat", heartbeat()),
-        ("POST", "/api/v1/resolve", {"wire_version": 1, "tenant": "t", "form_digest": "a" * 64, "grant": "g"}),
+        ("POST", "/api/v1/resolve", {"wire_version": WIRE_VERSION, "tenant": "t", "form_digest": "a" * 64, "grant": "g"}),
         ("GET", "/api/v1/pull/" + "a" * 64, None),
     ],
     ids=lambda call: call[1][8:16],

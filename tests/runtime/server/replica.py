@@ -31,6 +31,7 @@ from gpu_runtime.server.grants import GrantVerifier
 from gpu_runtime.server.health import Health
 from gpu_runtime.server.stream import StepLoop
 from gpu_runtime.server.text import Text
+from gpu_runtime.server.usage import UsageBuffer
 from registry.serving.grants import GrantSigner
 from registry.wire import GRANT_HEADER, GrantClaims
 
@@ -46,7 +47,7 @@ def grant(adapter: AdapterKey | None = None, **changes: Any) -> str:
     """A good grant for the base model or an adapter, unless the changes spoil it."""
     now = int(time.time())
     claims: dict[str, Any] = {"aud": REPLICA_ID, "jti": f"request-{next(_numbers)}", "iat": now, "exp": now + 30, "tenant": TENANT}
-    claims |= {"model": "granted-name", "max_tokens": 4096}
+    claims |= {"model": "granted-name", "max_tokens": 4096, "key_id": "k"}
     if adapter is not None:
         claims |= {"tenant": adapter.tenant, "form_digest": adapter.form_digest, "version_digest": VERSION_DIGEST}
     return SIGNER.sign(GrantClaims.model_validate(claims | changes))
@@ -60,6 +61,7 @@ class Replica:
     loop: Any
     text: Text
     health: Health
+    usage: UsageBuffer
     clients: list[Any] = field(default_factory=list)
 
     def client(self, adapter: AdapterKey | None = None, **changes: Any) -> openai.OpenAI:
@@ -133,13 +135,14 @@ def replica_over(loop: StepLoop, text: Text, *, context_tokens: int = 256, max_w
     """Serve `loop` on a free port of loopback, from a thread of its own."""
     health = Health(loop.state, lambda: True)
     verifier = GrantVerifier(REPLICA_ID, SIGNER.public_keys, leeway_s=5.0)
-    app = create_app(Serving(loop, text, verifier, health, context_tokens=context_tokens, max_waiting=max_waiting))
+    usage = UsageBuffer()
+    app = create_app(Serving(loop, text, verifier, health, usage, context_tokens=context_tokens, max_waiting=max_waiting))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=3))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()
     wait_until(lambda: server.started)
-    replica = Replica(f"http://127.0.0.1:{listener.getsockname()[1]}", loop, text, health)
+    replica = Replica(f"http://127.0.0.1:{listener.getsockname()[1]}", loop, text, health, usage)
     try:
         yield replica
     finally:

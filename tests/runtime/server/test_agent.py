@@ -18,6 +18,7 @@ from gpu_runtime.engine.state import EngineState, ResidentAdapter
 from gpu_runtime.server import agent as agent_module
 from gpu_runtime.server.agent import ReplicaAgent
 from gpu_runtime.server.grants import GrantVerifier
+from gpu_runtime.server.usage import UsageBuffer
 from registry.wire import GRANT_HEADER
 from tests.registry.serving.conftest import BASE_DIGEST, Pushed, World, closed_port_url, make_world, serving, wait_for
 from tests.registry.serving.fake_replica import fake_replica
@@ -71,7 +72,8 @@ class Running:
 
 
 def make_agent(world: World, url: str, *, replica_url: str = "http://127.0.0.1:9", **options: Any) -> ReplicaAgent:
-    values = {"engine": Engine(), "key": world.keys["replica"], "base_digest": BASE_DIGEST, "verifier": GrantVerifier(), "backoff_s": 0.02}
+    values = {"engine": Engine(), "key": world.keys["replica"], "base_digest": BASE_DIGEST, "verifier": GrantVerifier()}
+    values |= {"usage": UsageBuffer(), "backoff_s": 0.02}
     return ReplicaAgent(**(values | {"registry_url": url, "url": replica_url} | options))
 
 
@@ -209,7 +211,7 @@ def test_what_only_an_operator_can_mend_is_named_and_tried_again(world: World, o
 
 def test_another_wire_version_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(world.app) as url:
-        monkeypatch.setattr(agent_module.ReplicaRegistration.model_fields["wire_version"], "default", 2)
+        monkeypatch.setattr(agent_module.ReplicaRegistration.model_fields["wire_version"], "default", 99)
         agent_module.ReplicaRegistration.model_rebuild(force=True)
         agent = make_agent(world, url)
         agent.start()
@@ -217,7 +219,7 @@ def test_another_wire_version_is_named(world: World, monkeypatch: pytest.MonkeyP
         agent.stop()
     monkeypatch.undo()
     agent_module.ReplicaRegistration.model_rebuild(force=True)
-    assert "wire_version is 2" in (agent.last_error or "")
+    assert "wire_version is 99" in (agent.last_error or "")
 
 
 def test_stopping_is_quick_when_nobody_is_there(world: World) -> None:

@@ -30,6 +30,7 @@ def claims(**changes: object) -> GrantClaims:
         "version_digest": "a" * 64,
         "form_digest": "b" * 64,
         "max_tokens": 100,
+        "key_id": "k",
     }
     return GrantClaims.model_validate(values | changes)
 

@@ -19,7 +19,7 @@ BODY = {"model": "m", "prompt": "x", "max_tokens": 1}
 
 def forged() -> str:
     now = int(time.time())
-    claims = GrantClaims(aud=REPLICA_ID, jti="forged", iat=now, exp=now + 30, tenant="t", model="m", max_tokens=9)
+    claims = GrantClaims(aud=REPLICA_ID, jti="forged", iat=now, exp=now + 30, tenant="t", model="m", max_tokens=9, key_id="k")
     return GrantSigner("another secret").sign(claims)
 
 

@@ -18,13 +18,13 @@ from gpu_runtime.adapters.source import AdapterUnavailable
 from gpu_runtime.core import AdapterKey
 from gpu_runtime.server.pull import RegistrySource
 from registry.artifact.manifest import FormManifest
-from registry.wire import GRANT_HEADER, GrantClaims
+from registry.wire import GRANT_HEADER, WIRE_VERSION, GrantClaims
 from tests.registry.serving.conftest import Pushed, World, closed_port_url, make_replica, make_world, serving
 
 KEY = AdapterKey("t" * 32, "f" * 64)
 BLOB = bytes(range(256)) * 200  # 51,200 bytes
 DESCRIPTION = {
-    "wire_version": 1, "tenant": KEY.tenant, "version_digest": "a" * 64, "form_digest": KEY.form_digest, "base_digest": "b" * 64,
+    "wire_version": WIRE_VERSION, "tenant": KEY.tenant, "version_digest": "a" * 64, "form_digest": KEY.form_digest, "base_digest": "b" * 64,
     "manifest": {"kind": "raw"},
 }  # fmt: skip
 
@@ -114,7 +114,7 @@ def granted(world: World, pushed: Pushed, replica_id: str) -> str:
     now = int(time.time())
     claims = GrantClaims(
         aud=replica_id, jti="j", iat=now, exp=now + 30, tenant=pushed.tenant_id, model="m",
-        version_digest=pushed.version_digest, form_digest=pushed.form_digest, max_tokens=1,
+        version_digest=pushed.version_digest, form_digest=pushed.form_digest, max_tokens=1, key_id="k",
     )  # fmt: skip
     return world.signer.sign(claims)
 
@@ -221,7 +221,7 @@ def test_refusals_are_final_now_and_say_whether_later_helps(source_of: SourceOf,
 @pytest.mark.parametrize(
     "answer",
     [
-        DESCRIPTION | {"wire_version": 2},
+        DESCRIPTION | {"wire_version": WIRE_VERSION + 1},
         {name: value for name, value in DESCRIPTION.items() if name != "wire_version"},
         DESCRIPTION | {"unknown": 1},
         DESCRIPTION | {"tenant": "u" * 32},

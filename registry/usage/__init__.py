@@ -1,0 +1,1 @@
+"""What was used: replicas' reports, settled once, summed up by day."""
