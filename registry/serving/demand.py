@@ -21,7 +21,7 @@ def tokens_wanted(asked: Mapping[str, Any], *, limit: int | None) -> int:
     prompt = asked["prompt"] if "prompt" in asked else asked.get("messages")
     stated = _stated(asked)
     each = stated if stated is not None else DEFAULT_COMPLETION if "prompt" in asked else OPEN_END
-    wanted = _prompt_tokens(prompt) + _num_choices(prompt) * each
+    wanted = _prompt_tokens(prompt) + _num_prompts(prompt) * _num_choices(asked) * each
     return wanted if stated is not None or limit is None else min(wanted, limit)
 
 
@@ -33,7 +33,13 @@ def _stated(asked: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _num_choices(prompt: Any) -> int:
+def _num_choices(asked: Mapping[str, Any]) -> int:
+    """Of each prompt: all that are generated, not only the best of them."""
+    stated = (asked.get(name) for name in ("n", "best_of"))
+    return max([1, *(min(value, 128) for value in stated if isinstance(value, int))])
+
+
+def _num_prompts(prompt: Any) -> int:
     """A list of texts or of lists of ids is so many prompts; a list of ids is one, and so are messages."""
     many = isinstance(prompt, list) and prompt and all(isinstance(one, str | list) for one in prompt)
     return len(prompt) if many else 1

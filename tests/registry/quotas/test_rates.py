@@ -135,6 +135,8 @@ def test_many_at_once_never_exceed(database: Database, tenant_id: str) -> None:
         ({"prompt": "x" * 9, "max_tokens": 5}, None, 3 + 5),
         ({"prompt": ["abcd", "ab"], "max_tokens": 10}, None, 2 + 20),
         ({"prompt": [1, 2, 3], "max_tokens": 0}, None, 3),
+        ({"prompt": ["a", "b"], "max_tokens": 10, "n": 2, "best_of": 3}, None, 1 + 60),
+        ({"prompt": "a", "max_tokens": 10, "n": -2}, None, 1 + 10),
         ({"prompt": [[1, 2], [3]], "max_tokens": 7}, None, 3 + 14),
         ({"messages": [{"role": "user", "content": "abcdefgh"}]}, None, 3 + 1024),
         ({"messages": [{"role": "user", "content": "abcdefgh"}]}, 100, 100),
