@@ -21,3 +21,10 @@ def test_limits_are_set_by_operators_and_shown_to_both(admin: Lorary, tenant: Lo
 @pytest.mark.parametrize("arguments", [(), ("--bytes", "many"), ("--bytes", "-1"), ("--adapters", "1.5")])
 def test_what_is_no_limit_is_a_usage_error(admin: Lorary, arguments: tuple[str, ...]) -> None:
     assert admin("quotas", "set", "acme", *arguments).code == 2
+
+
+def test_usage_of_nothing_is_an_empty_table_and_a_csv_of_names(tenant: Lorary) -> None:
+    assert tenant.ok("usage", "--since", "2026-01-01", "--until", "2026-01-31", "--by", "key") == []
+    csv = tenant("usage", "--csv", "--by", "day")
+    assert csv.stdout.splitlines() == ["day,tenant,adapter,base_model,key_id,requests,cancelled,failed,prompt_tokens,completion_tokens"]
+    assert tenant("usage", "--since", "yesterday").code == 1
