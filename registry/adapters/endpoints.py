@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from registry import metrics
-from registry.adapters import aliases, card, card_markdown, deletion, push, repository, service
+from registry.adapters import aliases, card, card_markdown, deletion, lineage, push, repository, service
 from registry.adapters.aliases import Expected
 from registry.adapters.models import Adapter, Alias, AliasMove
 from registry.adapters.schemas import (
@@ -23,9 +23,11 @@ from registry.adapters.schemas import (
     AliasOut,
     CardOut,
     FilePath,
+    LineageOut,
     PurgeOut,
     PushIn,
     PushOut,
+    SearchDep,
     VersionNumber,
     VersionOut,
 )
@@ -84,13 +86,20 @@ def list_adapters(
     subject: Reader,
     session: ReadSessionDep,
     settings: SettingsDep,
+    search: SearchDep,
     cursor: Cursor = None,
     limit: Limit = 50,
     show_deleted: ShowDeleted = False,
 ) -> Page[AdapterOut]:
-    """The tenant's adapters, newest first."""
+    """The tenant's adapters, or those that match every part of a search; newest first."""
     rows = repository.adapters_page(
-        session, subject.tenant_id, cursor=cursor, limit=limit, prefixes=subject.adapter_prefixes, with_deleted=show_deleted
+        session,
+        subject.tenant_id,
+        search=search,
+        cursor=cursor,
+        limit=limit,
+        prefixes=subject.adapter_prefixes,
+        with_deleted=show_deleted,
     )
     described = service.describe(session, subject.tenant_id, rows[:limit], retention_s=settings.deleted_retention_s)
     shown = {out.name: out for out in described}
@@ -222,6 +231,12 @@ def purge_version(
     """Give up a deleted version's bytes for good. They leave the store with the next collection, minutes later."""
     version = deletion.purge_version(session, subject, name, number, settings=settings)
     return service.describe_version(version, retention_s=settings.deleted_retention_s)
+
+
+@router.get("/{name}/versions/{number}/lineage", responses=READ_ERRORS)
+def get_lineage(name: AdapterName, number: VersionNumber, *, subject: Reader, session: ReadSessionDep) -> LineageOut:
+    """What the version came from (who pushed it, which hub and commit, for which base model), and what was made of it."""
+    return lineage.lineage_of(session, subject.tenant_id, name, number)
 
 
 @router.get(

@@ -10,7 +10,7 @@ import datetime as dt
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from registry.base_models.models import BaseModelRevision
@@ -35,6 +35,7 @@ class Adapter(Table):
     __table_args__ = (
         UniqueConstraint("tenant_id", "name"),
         Index("ix_adapters_listing", "tenant_id", "created_at", "id"),
+        Index("ix_adapters_by_base_model", "tenant_id", "base_model_id", "created_at", "id"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=_new_id)
@@ -50,6 +51,16 @@ class Adapter(Table):
     base_model: Mapped[BaseModelRevision] = relationship(lazy="raise")
 
 
+class AdapterTerm(Table):
+    """One word or tag under which an adapter is found (`search`). A deleted adapter keeps its own."""
+
+    __tablename__ = "adapter_terms"
+
+    tenant_id: Mapped[str] = mapped_column(String(32), ForeignKey("tenants.id"), primary_key=True)
+    term: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    adapter_id: Mapped[str] = mapped_column(String(32), ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True, index=True)
+
+
 class AdapterVersion(Table):
     """Immutable content: `manifest` is `VersionManifest.to_json()`, `version_digest` its digest.
 
@@ -62,6 +73,7 @@ class AdapterVersion(Table):
         UniqueConstraint("adapter_id", "number"),
         UniqueConstraint("adapter_id", "version_digest", "base_model_id", name="uq_adapter_versions_content"),
         CheckConstraint("status IN ('pending', 'ready', 'rejected', 'deleted')", name="status"),
+        Index("ix_adapter_versions_search", "tenant_id", "status", "rank", "adapter_id"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=_new_id)

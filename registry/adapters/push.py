@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from sqlalchemy.exc import IntegrityError
 
 from registry import metrics
-from registry.adapters import repository, signatures
+from registry.adapters import repository, search, signatures
 from registry.adapters.models import DELETED, PENDING, READY, REJECTED, Adapter, AdapterVersion
 from registry.adapters.publication import make_ready
 from registry.adapters.schemas import PushIn
+from registry.adapters.service import describe_anew
 from registry.artifact.base import BaseSpec
 from registry.artifact.errors import ArtifactRefused
 from registry.artifact.gate import Accepted, check_files, check_push
@@ -169,7 +170,7 @@ def _adapter(
     found = repository.adapter(session, subject.tenant_id, name, with_deleted=True)
     if found is None:
         allowance.spend(session, Measure.ADAPTERS, 1)
-        found = _create(session, subject, name, checked)
+        found = _create(session, subject, name, wanted, checked)
     adapter = repository.lock_adapter(session, subject.tenant_id, found.id)
     if adapter.deleted_at is not None:
         allowance.spend(session, Measure.ADAPTERS, 1)
@@ -183,15 +184,13 @@ def _adapter(
             remedy="choose another adapter name",
             code="base_model_mismatch",
         )
-    if wanted.description is not None:
-        adapter.description = wanted.description
-    if wanted.tags is not None:
-        adapter.tags = wanted.tags
+    describe_anew(session, subject, adapter, wanted.model_dump(include={"description", "tags"}, exclude_none=True))
     return adapter
 
 
-def _create(session: WriteSession, subject: TenantSubject, name: str, checked: CheckedPush) -> Adapter:
-    adapter = Adapter(tenant_id=subject.tenant_id, name=name, base_model_id=checked.base_model_id)
+def _create(session: WriteSession, subject: TenantSubject, name: str, wanted: PushIn, checked: CheckedPush) -> Adapter:
+    described = {"description": wanted.description or "", "tags": wanted.tags or []}
+    adapter = Adapter(tenant_id=subject.tenant_id, name=name, base_model_id=checked.base_model_id, **described)
     try:
         with session.begin_nested():
             session.add(adapter)
@@ -199,6 +198,7 @@ def _create(session: WriteSession, subject: TenantSubject, name: str, checked: C
         other = repository.adapter(session, subject.tenant_id, name, with_deleted=True)
         assert other is not None, "the name was taken a moment ago and rows are never removed"
         return other
+    search.index(session, adapter)
     _audit(session, subject, "adapter.created", adapter)
     return adapter
 
@@ -277,5 +277,5 @@ def _start_validation(session: WriteSession, subject: TenantSubject, version: Ad
 
 
 def _audit(session: WriteSession, subject: TenantSubject, action: str, adapter: Adapter) -> None:
-    after = {"name": adapter.name, "base_model_id": adapter.base_model_id}
+    after = {"name": adapter.name, "base_model_id": adapter.base_model_id, "description": adapter.description, "tags": adapter.tags}
     audit.record(session, subject, action, "adapter", adapter.id, after=after, tenant_id=subject.tenant_id)

@@ -11,6 +11,7 @@ from sqlalchemy import Select, exists, func, literal, select
 from sqlalchemy.orm import joinedload, selectinload
 
 from registry.adapters.models import DELETED, READY, Adapter, AdapterVersion, Alias, AliasMove, VersionSignature
+from registry.adapters.search import ANYTHING, Search, matching
 from registry.db import ReadSession, UtcDateTime, WriteSession
 from registry.jobs.models import FINAL, Job
 from registry.jobs.service import VALIDATE_VERSION
@@ -51,9 +52,16 @@ def lock_adapter(session: WriteSession, tenant_id: str, adapter_id: str) -> Adap
 
 
 def adapters_page(
-    session: ReadSession, tenant_id: str, *, cursor: str | None, limit: int, prefixes: Prefixes = None, with_deleted: bool = False
+    session: ReadSession,
+    tenant_id: str,
+    *,
+    cursor: str | None,
+    limit: int,
+    search: Search = ANYTHING,
+    prefixes: Prefixes = None,
+    with_deleted: bool = False,
 ) -> Sequence[Adapter]:
-    statement = select(Adapter).where(Adapter.tenant_id == tenant_id).options(joinedload(Adapter.base_model))
+    statement = select(Adapter).where(Adapter.tenant_id == tenant_id, *matching(tenant_id, search)).options(joinedload(Adapter.base_model))
     if prefixes is not None:
         statement = statement.where(name_within(Adapter.name, prefixes))
     if not with_deleted:

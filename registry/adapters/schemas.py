@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Depends, Path, Query
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from registry.adapters.search import Search
 from registry.base_models.schemas import Failure
 from registry.signing.schemas import SignatureOut
 from registry.text import Name, Spelled, Text
@@ -23,7 +24,26 @@ FilePath = Annotated[str, Path(max_length=256)]
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Description = Annotated[Text, Field(max_length=4096)]
-Tags = Annotated[list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(max_length=32)]
+MAX_TAGS = 32
+Tag = Annotated[Text, Field(min_length=1, max_length=64)]
+Tags = Annotated[list[Tag], Field(max_length=MAX_TAGS, description="Labels such as `team:red` or `draft`.")]
+Status = Literal["pending", "ready", "rejected"]
+
+
+def search_of(
+    *,
+    q: Annotated[Text | None, Query(max_length=200, description="Words, or their beginnings, of name, description or tags.")] = None,
+    tag: Annotated[list[Tag], Query(max_length=MAX_TAGS, description="`key:value`, or a key alone. Repeat for several.")] = [],  # noqa: B006
+    base_model: Annotated[Text | None, Query(max_length=63, description="Of this base model.")] = None,
+    status: Annotated[Status | None, Query(description="With a version in this state.")] = None,
+    min_rank: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="With a version of this rank or above.")] = None,
+    max_rank: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="With a version of this rank or below.")] = None,
+) -> Search:
+    """The query of a listing."""
+    return Search(text=q, tags=tuple(tag), base_model=base_model, status=status, min_rank=min_rank, max_rank=max_rank)
+
+
+SearchDep = Annotated[Search, Depends(search_of)]
 
 
 class PushIn(BaseModel):
@@ -38,10 +58,20 @@ class PushIn(BaseModel):
 
 
 class AdapterPatch(BaseModel):
+    """What is left out stays. `tags` replaces all of them; `add_tags` and `remove_tags` leave the others alone."""
+
     model_config = ConfigDict(extra="forbid")
 
     description: Description | None = None
     tags: Tags | None = None
+    add_tags: Tags | None = None
+    remove_tags: Tags | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.tags is not None and (self.add_tags is not None or self.remove_tags is not None):
+            raise ValueError("tags replaces all tags; send it, or add_tags and remove_tags")
+        return self
 
 
 class FileOut(BaseModel):
@@ -163,6 +193,24 @@ class AdapterOut(BaseModel):
     updated_at: dt.datetime
     deleted_at: dt.datetime | None
     restorable_until: dt.datetime | None = Field(description="From then on a deleted adapter may be purged; null: never.")
+
+
+class Link(BaseModel):
+    """One thing that a version came from or was made into; `kind` says what `id` is the id of."""
+
+    relation: str = Field(examples=["pushed_by", "imported_from", "made_for", "has_form"])
+    kind: str = Field(examples=["key", "hub_commit", "base_model", "form"])
+    id: str
+    at: dt.datetime | None
+    details: dict[str, Any]
+
+
+class LineageOut(BaseModel):
+    adapter: str
+    number: int
+    version_digest: str
+    came_from: list[Link]
+    made_into: list[Link]
 
 
 class AliasIn(BaseModel):

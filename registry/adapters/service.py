@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from registry.adapters import repository, signatures
+from registry.adapters import repository, search, signatures
 from registry.adapters.models import Adapter, AdapterVersion
 from registry.adapters.repository import VersionCount
-from registry.adapters.schemas import AdapterOut, AdapterPatch, FileOut, FormOut, VersionOut
+from registry.adapters.schemas import MAX_TAGS, AdapterOut, AdapterPatch, FileOut, FormOut, VersionOut
 from registry.audit import service as audit
 from registry.base_models.schemas import Failure
 from registry.db import ReadSession, WriteSession
@@ -123,16 +124,34 @@ def describe_version(version: AdapterVersion, *, retention_s: float) -> VersionO
 
 
 def update(session: WriteSession, subject: TenantSubject, name: str, patch: AdapterPatch) -> Adapter:
-    adapter = get_adapter(session, subject.tenant_id, name)
-    change = patch.model_dump(exclude_none=True)
+    adapter = lock_adapter(session, subject.tenant_id, name)
+    change = patch.model_dump(exclude_none=True, include={"description", "tags"})
+    if patch.add_tags is not None or patch.remove_tags is not None:
+        change["tags"] = _retagged(adapter.tags, add=patch.add_tags or [], remove=patch.remove_tags or [])
+    describe_anew(session, subject, adapter, change)
+    return get_adapter(session, subject.tenant_id, name)
+
+
+def describe_anew(session: WriteSession, subject: TenantSubject, adapter: Adapter, change: Mapping[str, Any]) -> None:
+    """Set description or tags, with index and record, where they differ. Call under `lock_adapter`."""
     before = {key: getattr(adapter, key) for key in change}
-    if change != before:
-        for key, value in change.items():
-            setattr(adapter, key, value)
-        session.flush()
-        session.refresh(adapter, ["updated_at"])
-        audit.record(session, subject, "adapter.updated", "adapter", adapter.id, before=before, after=change)
-    return adapter
+    if change == before:
+        return
+    for key, value in change.items():
+        setattr(adapter, key, value)
+    session.flush()
+    session.refresh(adapter, ["updated_at"])
+    search.index(session, adapter)
+    audit.record(session, subject, "adapter.updated", "adapter", adapter.id, before=before, after=change)
+
+
+def _retagged(tags: Sequence[str], *, add: Sequence[str], remove: Sequence[str]) -> list[str]:
+    kept = list(dict.fromkeys(tag for tag in (*tags, *add) if tag not in remove))
+    if len(kept) > MAX_TAGS:
+        raise Invalid(
+            f"the adapter would have {len(kept)} tags, at most {MAX_TAGS}", field="add_tags", value=len(kept), remedy="remove some"
+        )
+    return kept
 
 
 def version_not_found(name: str, number: int) -> NotFound:

@@ -26,6 +26,7 @@ DescriptionOption = Annotated[str | None, typer.Option("--description", help="Wh
 SignOption = Annotated[
     Path | None, typer.Option("--sign", help="Sign the files with this private key (PEM, P-256/384/521); writes model.sig into the folder.")
 ]
+TagsOption = Annotated[list[str] | None, typer.Option("--tag", help="A label such as team:red or draft. Repeat for several.")]
 TargetArgument = Annotated[Path, typer.Argument(help="The folder to write; created if absent.")]
 VersionsArgument = Annotated[str, typer.Argument(help="NAME, or NAME@3 for one version.")]
 DeletedOption = Annotated[bool, typer.Option("--deleted", help="What was deleted too, with its times.")]
@@ -43,13 +44,14 @@ def push_command(
     alias: AliasOption = None,
     description: DescriptionOption = None,
     sign: SignOption = None,
+    tag: TagsOption = None,
     wait: WaitOption = True,
     timeout_s: TimeoutOption = DEFAULT_TIMEOUT_S,
 ) -> None:
     """Push a PEFT adapter folder as a new version. Identical bytes give the version that exists."""
     if alias is not None and not wait:
         raise typer.BadParameter("an alias moves only to a ready version; use --wait with --alias", param_hint="--alias")
-    asked = push.Push(name=name, base_model=base_model, description=description, sign_with=sign)
+    asked = push.Push(name=name, base_model=base_model, description=description, tags=tuple(tag or ()), sign_with=sign)
     version = push.push(call, asked, directory=directory)
     if wait:
         version = push.wait_until_settled(call, name, version["number"], timeout_s=timeout_s)
@@ -66,10 +68,33 @@ def pull_command(call: Call, reference: ReferenceArgument, directory: TargetArgu
 
 
 @remote(noun, "list")
-def list_adapters(call: Call, deleted: DeletedOption = False) -> None:
-    """List adapters, newest first."""
-    columns = ("name", "base_model", "num_versions", "latest_version", "aliases", "description", "updated_at")
-    call.output.rows(call.client.pages("/adapters", **_shown(deleted)), *columns, *(DELETED_COLUMNS if deleted else ()))
+def list_adapters(
+    call: Call,
+    *,
+    text: Annotated[str | None, typer.Option("--search", "-q", help="Words, or their beginnings, of name, description or tags.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="key:value, or a key alone. Repeat for several.")] = None,
+    base_model: Annotated[str | None, typer.Option("--base-model", help="Of this base model.")] = None,
+    status: Annotated[str | None, typer.Option("--status", help="With a version that is pending, ready or rejected.")] = None,
+    min_rank: Annotated[int | None, typer.Option("--min-rank", min=1, help="With a version of this rank or above.")] = None,
+    max_rank: Annotated[int | None, typer.Option("--max-rank", min=1, help="With a version of this rank or below.")] = None,
+    deleted: DeletedOption = False,
+) -> None:
+    """List adapters, newest first: all, or those that match every option."""
+    asked = {"q": text, "tag": tag, "base_model": base_model, "status": status, "min_rank": min_rank, "max_rank": max_rank}
+    wanted = {name: value for name, value in asked.items() if value} | _shown(deleted)
+    columns = ("name", "base_model", "num_versions", "latest_version", "aliases", "tags", "description", "updated_at")
+    call.output.rows(call.client.pages("/adapters", **wanted), *columns, *(DELETED_COLUMNS if deleted else ()))
+
+
+@remote(noun, "tag")
+def tag_command(
+    call: Call,
+    name: NameArgument,
+    tags: Annotated[list[str] | None, typer.Argument(metavar="[TAG]...", help="Tags to add, e.g. team:red.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="A tag to take away. Repeat for several.")] = None,
+) -> None:
+    """Add tags to an adapter, or take some away; the others stay."""
+    call.output.item(call.client.patch(path("adapters", name), {"add_tags": tags or [], "remove_tags": remove or []}))
 
 
 @remote(noun, "show")
@@ -85,6 +110,17 @@ def show(call: Call, name: NameArgument, deleted: DeletedOption = False) -> None
         call.output.rows(versions, *columns, *((*DELETED_COLUMNS, "purged_at") if deleted else ()))
         call.output.line("")
         call.output.rows(pointers, *aliases.COLUMNS)
+
+
+@remote(noun, "lineage")
+def lineage_command(call: Call, reference: ReferenceArgument) -> None:
+    """Show what a version came from and what was made of it."""
+    name, number = pull.resolve(call, reference)
+    found = call.client.get(path("adapters", name, "versions", number, "lineage"))
+    if call.output.is_json:
+        call.output.item(found)
+        return
+    call.output.rows([*found["came_from"], *found["made_into"]], "relation", "kind", "id", "at", "details")
 
 
 @remote(noun, "card")

@@ -19,6 +19,7 @@ MAX_RETRY_WAIT_S = 10.0
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 Json = dict[str, Any]
+Param = str | int | Sequence[str]
 T = TypeVar("T")
 
 
@@ -77,7 +78,7 @@ class RegistryClient:
         self._http.close()
         self._store.close()
 
-    def get(self, route: str, **params: str | int | Sequence[str]) -> Json:
+    def get(self, route: str, **params: Param) -> Json:
         return self._json("GET", route, params=params)
 
     def list(self, route: str) -> list[Json]:
@@ -100,7 +101,7 @@ class RegistryClient:
     def delete(self, route: str, *, headers: Mapping[str, str] | None = None) -> None:
         self.request("DELETE", route, headers=dict(headers or {}))
 
-    def pages(self, route: str, **params: str | int | Sequence[str]) -> Iterator[Json]:
+    def pages(self, route: str, **params: Param) -> Iterator[Json]:
         """Every item of a listing, page after page."""
         while True:
             page = self.get(route, **params)

@@ -31,9 +31,10 @@ class Push:
     base_model: str | None = None
     sign_with: Path | None = None
     description: str | None = None
+    tags: tuple[str, ...] = ()
 
     def body(self, files: dict[str, str]) -> Json:
-        given = {"base_model": self.base_model, "description": self.description}
+        given = {"base_model": self.base_model, "description": self.description, "tags": list(self.tags) or None}
         return {"files": files, **{field: value for field, value in given.items() if value is not None}}
 
 

@@ -226,3 +226,21 @@ def test_a_push_says_what_links_lead_to(tenant: Lorary, folder: Path, tmp_path: 
     pushed = tenant("adapters", "push", "style", str(linked), "-o", "json")
     assert pushed.json()["status"] == "ready"
     assert f"adapter_config.json is a link to {folder / 'adapter_config.json'}" in " ".join(pushed.stderr.split())
+
+
+def test_lineage_tells_who_from_what_and_into_what(tenant: Lorary, folder: Path) -> None:
+    version = tenant.ok("adapters", "push", "style", str(folder))
+    found = tenant.ok("adapters", "lineage", "style@1")
+    assert [(link["relation"], link["kind"]) for link in found["came_from"]] == [("pushed_by", "key"), ("made_for", "base_model")]
+    assert found["came_from"][0]["id"] == version["created_by"]
+    assert [link["id"] for link in found["made_into"]] == [form["form_digest"] for form in version["forms"]]
+    assert "made_for" in tenant("adapters", "lineage", "style").stdout
+
+
+def test_adapters_are_tagged_and_found(tenant: Lorary, folder: Path) -> None:
+    tenant.ok("adapters", "push", "style", str(folder), "--tag", "team:red", "--description", "Pirate talk")
+    assert tenant.ok("adapters", "tag", "style", "draft", "lang:en", "--remove", "team:red")["tags"] == ["draft", "lang:en"]
+    for options in (("-q", "pirate"), ("--tag", "lang"), ("--tag", "draft", "--tag", "lang:en", "--status", "ready", "--max-rank", "4")):
+        assert [item["name"] for item in tenant.ok("adapters", "list", *options)] == ["style"]
+    for options in (("-q", "corsair"), ("--tag", "team"), ("--min-rank", "5"), ("--base-model", "other")):
+        assert tenant.ok("adapters", "list", *options) == []

@@ -114,6 +114,7 @@ TABLE: dict[str, tuple[str, JSON | None]] = {
     "GET /api/v1/adapters/{name}/versions": (OWNED, None),
     "POST /api/v1/adapters/{name}/versions": (MINE, None),
     "GET /api/v1/adapters/{name}/versions/{number}": (OWNED, None),
+    "GET /api/v1/adapters/{name}/versions/{number}/lineage": (OWNED, None),
     "DELETE /api/v1/adapters/{name}/versions/{number}": (OWNED, None),
     "GET /api/v1/adapters/{name}/versions/{number}/card": (OWNED, None),
     "POST /api/v1/adapters/{name}/versions/{number}/restore": (OWNED, None),

@@ -26,6 +26,7 @@ ENDPOINTS: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/adapters/{name}/versions/1/restore", {}),
     ("POST", "/adapters/{name}/versions/1/purge", {}),
     ("GET", "/adapters/{name}/versions/1/files/adapter_config.json", {}),
+    ("GET", "/adapters/{name}/versions/1/lineage", {}),
     ("GET", "/adapters/{name}/aliases", {}),
     ("GET", "/adapters/{name}/aliases/default", {}),
     ("PUT", "/adapters/{name}/aliases/default", {"json": {"version": 1}, "headers": {"If-Match": '"1"'}}),

@@ -154,6 +154,11 @@ class TestFromAnotherLorary:
         assert target.run(**body, revision="1")["result"]["number"] == 1, "the same bytes are the same version"
         source = target.mine.get("/adapters/pirate/versions/2/card")["imported_from"]
         assert (source["repo"], source["endpoint"], source["commit"]) == ("acme/pirate", server_url, pirate[1]["version_digest"][:40])
+        (link,) = [
+            link for link in target.mine.get("/adapters/pirate/versions/2/lineage")["came_from"] if link["relation"] == "imported_from"
+        ]
+        assert link["id"] == f"{server_url}/acme/pirate@{source['commit']}"
+        assert link["details"]["job_id"] is not None, "the worker that made the change is named"
         for path, data in NEWER.items():
             assert target.mine.call("GET", f"/adapters/pirate/versions/2/files/{path}").content == data
         assert token_of(acme) not in caplog.text + str(job)
