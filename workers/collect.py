@@ -151,7 +151,7 @@ class _Run:
                 taken_at = time.monotonic()
                 with self.job.database.write() as session:
                     found = repository.take(session, found, by=self.token, hold_s=self.job.hold_s, touched_before=touched_before)
-                found = self._remove(found, taken_at=taken_at, untouched=repository.put_back)
+                found = self._remove(found, taken_at=taken_at)
             self.collection.swept_blobs += len(found)
             self.collection.swept_bytes += sum(one.size for one in found)
             self.collection.after = until
@@ -173,7 +173,7 @@ class _Run:
                 taken_at = time.monotonic()
                 with self.job.database.write() as session:
                     mine = repository.take_orphans(session, mine, by=self.token, hold_s=self.job.hold_s)
-                mine = self._remove(mine, taken_at=taken_at, untouched=repository.settle)
+                mine = self._remove(mine, taken_at=taken_at)
             self.collection.orphan_blobs += len(mine)
             self.collection.orphan_bytes += sum(one.size for one in mine)
             self.collection.after = BlobKey(page[-1].tenant_id, page[-1].sha256)
@@ -197,7 +197,7 @@ class _Run:
 
     # ---- the bytes ----
 
-    def _remove(self, taken: list[Garbage], *, taken_at: float, untouched: Callable[..., None]) -> list[Garbage]:
+    def _remove(self, taken: list[Garbage], *, taken_at: float) -> list[Garbage]:
         """Take the bytes of taken rows out of the store, then the rows. Returns those that are gone.
 
         What the store may or may not have removed stays taken until its time is up; what was not asked of it is put back.
@@ -207,7 +207,7 @@ class _Run:
         gone = [one for one, is_gone in zip(taken, self.removers.map(removal.remove, taken), strict=True) if is_gone]
         with self.job.database.write() as session:
             service.settle(session, gone, by=self.token)
-            untouched(session, removal.untouched, by=self.token)
+            repository.put_back(session, removal.untouched, by=self.token)
         if removal.error is not None:
             raise removal.error
         return gone

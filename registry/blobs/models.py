@@ -16,8 +16,8 @@ from registry.db import Table, UtcDateTime, utc_now
 class Blob(Table):
     """`touched_at`: last uploaded, or last let go by an owner; the GC's grace counts from there.
 
-    `deleting_until`: the GC of `deleting_by` may be removing the bytes until then. Such a row promises nothing: whoever
-    wants the bytes waits or uploads them again, and another GC goes on with it after that time.
+    `deleting_until`: the GC of `deleting_by` may be removing the bytes until then. Such a row promises nothing; after that
+    time it belongs to the next GC, or to whoever uploads the bytes again.
     """
 
     __tablename__ = "blobs"

@@ -30,9 +30,9 @@ def lock(session: WriteSession, tenant_id: str, sha256: str) -> Blob | None:
 
 
 def is_being_removed(session: ReadSession, tenant_id: str, sha256: str) -> bool:
-    return bool(
-        session.scalar(select(exists().where(Blob.tenant_id == tenant_id, Blob.sha256 == sha256, Blob.deleting_until.is_not(None))))
-    )
+    """By a collector whose time is not up."""
+    taken = exists().where(Blob.tenant_id == tenant_id, Blob.sha256 == sha256, Blob.deleting_until > utc_now())
+    return bool(session.scalar(select(taken)))
 
 
 def total_bytes(session: ReadSession, tenant_id: str) -> int:
@@ -54,7 +54,10 @@ def add(session: WriteSession, tenant_id: str, sha256: str, *, size: int) -> boo
 
 
 def touch(session: WriteSession, blob: Blob) -> None:
-    session.execute(update(Blob).where(Blob.tenant_id == blob.tenant_id, Blob.sha256 == blob.sha256).values(touched_at=utc_now()))
+    """It was uploaded just now, and whoever was removing it before has no claim on it."""
+    own = (Blob.tenant_id == blob.tenant_id, Blob.sha256 == blob.sha256)
+    values = {"touched_at": utc_now(), "deleting_until": None, "deleting_by": None}
+    session.execute(update(Blob).where(*own).values(**values), execution_options={"synchronize_session": False})
 
 
 def lock_for_owner(session: WriteSession, tenant_id: str, digests: Collection[str]) -> set[str]:

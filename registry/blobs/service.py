@@ -75,10 +75,10 @@ def record_upload(session: WriteSession, subject: TenantSubject, sha256: str, *,
         audit.record(session, subject, "blob.created", "blob", sha256, after={"size": size}, tenant_id=subject.tenant_id)
         return True
     blob = repository.lock(session, subject.tenant_id, sha256)
-    if blob is None or blob.deleting_until is not None:
+    if blob is None or (blob.deleting_until is not None and blob.deleting_until > database_time(session)):
         raise being_removed(sha256)
     repository.touch(session, blob)
-    return False
+    return blob.deleting_until is not None  # by a collector that died: it is ours now
 
 
 def hold(session: WriteSession, tenant_id: str, owner_id: str, digests: Collection[str]) -> None:

@@ -160,9 +160,9 @@ def _needed() -> ColumnElement[bool]:
 
 
 def _garbage(now: dt.datetime, touched_before: dt.datetime) -> ColumnElement[bool]:
-    """Left alone and needed by nobody; or taken by a collector whose time is up."""
+    """Needed by nobody, and left alone for long enough or taken by a collector whose time is up."""
     left_alone = func.coalesce(Blob.touched_at, Blob.created_at) < literal(touched_before, Blob.created_at.type)
-    return or_(and_(Blob.deleting_until.is_(None), left_alone, ~_needed()), Blob.deleting_until < now)
+    return and_(~_needed(), or_(and_(Blob.deleting_until.is_(None), left_alone), Blob.deleting_until < now))
 
 
 def end_of_page(session: ReadSession, after: BlobKey | None, *, limit: int) -> BlobKey | None:
@@ -238,10 +238,12 @@ def take_orphans(session: WriteSession, found: Several[Garbage], *, by: str, hol
 
 
 def put_back(session: WriteSession, untouched: Several[Garbage], *, by: str) -> None:
-    """Taken, and nobody has asked the store to remove them: they are what they were."""
+    """Taken, and not asked of the store: the next collector, or who uploads the bytes again, need not wait.
+
+    Not as if nothing had been: a collector before this one may have removed the bytes and died.
+    """
     keys = [(one.tenant_id, one.sha256) for one in untouched]
-    values = {"deleting_until": None, "deleting_by": None}
-    _update(session, update(Blob).where(_key().in_(keys), Blob.deleting_by == by).values(**values))
+    _update(session, update(Blob).where(_key().in_(keys), Blob.deleting_by == by).values(deleting_until=database_time(session)))
 
 
 def settle(session: WriteSession, gone: Several[Garbage], *, by: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import threading
 import time
@@ -19,7 +20,7 @@ from registry.blobs import service as blobs
 from registry.blobs.models import Blob
 from registry.blobs.store import BlobStore
 from registry.config import Settings
-from registry.db import Database
+from registry.db import Database, database_time
 from registry.errors import Unavailable
 from registry.gc import service
 from registry.jobs.models import Job
@@ -351,12 +352,27 @@ def _until_over(worker: Worker, database: Database) -> None:
         time.sleep(0.02)
 
 
-def test_rows_that_are_taken_promise_nothing(acme: Pusher, database: Database) -> None:
-    digest = acme.upload({"f": b"12345"})["f"]
+@pytest.mark.postgresql
+def test_what_a_dead_collector_had_taken_is_anybodys(
+    acme: Pusher, collect: Collect, pass_time: Pass, *, store: BlobStore, database: Database, work: Work
+) -> None:
+    """It died before or after it had removed the bytes."""
+    before, after = FILES.values()
+    acme.upload(FILES)
+    [(tenant, _), _other] = stored(store)
     with database.system_write() as session:
-        session.execute(update(Blob).values(deleting_until=Blob.created_at, deleting_by="x"))
-    for method in ("GET", "HEAD"):
-        assert acme.call(method, f"/blobs/{digest}").status_code == 404
+        session.execute(update(Blob).values(deleting_until=database_time(session) + dt.timedelta(seconds=60), deleting_by="x"))
+    store.delete(tenant, hashlib.sha256(after).hexdigest())
+    assert counts(collect()) == {}, "it may be at it still"
+    for data in (before, after):
+        digest = hashlib.sha256(data).hexdigest()
+        assert {acme.call(method, f"/blobs/{digest}").status_code for method in ("GET", "HEAD")} == {404}, "such a row promises nothing"
+        assert acme.call("PUT", f"/blobs/{digest}", content=data).status_code == 503
+    pass_time(61)
+    assert acme.push("pirate", FILES).status_code == 201, "who uploads them has them"
+    work()
+    assert acme.get("/adapters/pirate/versions/1")["status"] == "ready"
+    check_integrity(database, store, collected=True)
 
 
 @pytest.mark.postgresql
