@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy.exc import IntegrityError
+
 from registry.audit import service as audit
 from registry.db import ReadSession, WriteSession
 from registry.errors import Conflict, Invalid, NotFound
@@ -22,18 +24,29 @@ def put(session: WriteSession, subject: TenantSubject, name: str, *, value: str,
     """Set or replace; True where it is new. Raises Conflict when the tenant has too many."""
     sealed = sealer.seal(value, context=context(subject.tenant_id, name))
     secret = repository.find(session, subject.tenant_id, name)
-    before = None if secret is None else {"name": name, "updated_by": secret.updated_by}
     if secret is None:
         _leave_room(session, subject)
         secret = TenantSecret(tenant_id=subject.tenant_id, name=name, sealed=sealed, updated_by=subject.key_id)
-        session.add(secret)
-    else:
-        secret.sealed, secret.updated_by = sealed, subject.key_id
+        try:
+            with session.begin_nested():
+                session.add(secret)
+        except IntegrityError:  # somebody else set it at the same moment: ours is the later one
+            secret = repository.find(session, subject.tenant_id, name)
+            assert secret is not None, "the name was taken a moment ago"
+        else:
+            _tell(session, subject, secret, before=None)
+            return secret, True
+    before = {"name": name, "updated_by": secret.updated_by}
+    secret.sealed, secret.updated_by = sealed, subject.key_id
+    _tell(session, subject, secret, before=before)
+    return secret, False
+
+
+def _tell(session: WriteSession, subject: TenantSubject, secret: TenantSecret, *, before: dict[str, str] | None) -> None:
     session.flush()
     session.refresh(secret)
-    action, after = "secret.created" if before is None else "secret.replaced", {"name": name, "updated_by": secret.updated_by}
+    action, after = "secret.created" if before is None else "secret.replaced", {"name": secret.name, "updated_by": secret.updated_by}
     audit.record(session, subject, action, "secret", secret.id, before=before, after=after, tenant_id=subject.tenant_id)
-    return secret, before is None
 
 
 def _leave_room(session: ReadSession, subject: TenantSubject) -> None:

@@ -131,6 +131,11 @@ def test_different_pushes_at_once_get_numbers_without_gaps(acme: Pusher, work: C
     assert default["generation"] == 1, "the first ready version sets it, once"
 
 
+def test_a_secret_set_by_many_at_once_is_set_by_all(acme: Pusher) -> None:
+    answers = at_once(6, lambda number: acme.call("PUT", "/secrets/token", json={"value": f"value-{number}"}).status_code)
+    assert Counter(answers) == {201: 1, 200: 5}
+
+
 def test_an_alias_moves_once_from_each_state(acme: Pusher, work: Callable[[], int]) -> None:
     for seed in range(3):
         acme.push("pirate", pushing.adapter(seed))
