@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,12 @@ class PostgreSQL:
         """The three URLs, as settings."""
         names = ("database_url", "database_system_url", "database_owner_url")
         return {name: self.url(database, account) for name, account in zip(names, ACCOUNTS, strict=True)}
+
+    def dial(self) -> socket.socket:
+        """A connection to the server's socket, for a proxy before it."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(f"{self._host}/.s.PGSQL.5432")
+        return connection
 
     def execute(self, statement: str, *, database: str = "postgres", account: str = "postgres") -> list[tuple[Any, ...]]:
         """As the superuser, each statement its own transaction, unless an account is named."""
