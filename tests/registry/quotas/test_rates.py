@@ -232,4 +232,4 @@ class Minutes(RuleBasedStateMachine):
 
 
 TestMinutes = Minutes.TestCase
-TestMinutes.settings = settings(max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+TestMinutes.settings = settings(max_examples=12, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))

@@ -56,7 +56,6 @@ def statements(world: World) -> Iterator[list[str]]:
             event.remove(engine, "before_cursor_execute", note)
 
 
-@pytest.mark.postgresql
 def test_requests_a_minute(world: World, served: httpx2.Client, ready: str) -> None:
     world.push("acme", "pirate")
     world.push("rival", "pirate")
