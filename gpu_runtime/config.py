@@ -75,6 +75,13 @@ def prepare_threads(config: RuntimeConfig, *, environ: MutableMapping[str, str] 
         environ["OMP_NUM_THREADS"] = environ["NUMBA_NUM_THREADS"] = str(config.threads)
 
 
+def tracing_wanted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether OpenTelemetry's own variables name a collector, and nothing switches it off. Its SDK reads them further."""
+    named = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER", "").lower() == "none"
+    return bool(named) and not off
+
+
 def _from_variables(environ: Mapping[str, str]) -> dict[str, str]:
     given = {name.removeprefix(PREFIX).lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
     unknown = sorted(given.keys() - {field.name for field in fields(RuntimeConfig)})

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from registry import health
+from registry import health, tracing
 from registry.adapters import endpoints as adapters
 from registry.audit import endpoints as audit
 from registry.audit.service import record
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("lorary"),
         description="Multi-tenant registry of LoRA adapters, and the front door to the replicas that serve them.",
         lifespan=_lifespan,
+        telemetry=tracing.APPLICATION,
     )
     _set_state(app, settings)
     _include_routers(app)
@@ -99,3 +101,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.last_used.stop()
         await app.state.http.aclose()
         app.state.database.close()
+        await run_in_threadpool(tracing.flush_tracing)  # here, because the signal that ends us ends the process right after

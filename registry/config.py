@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
@@ -267,3 +268,10 @@ class CliSettings(EnvironmentSettings):
 def child_environment(**overrides: str) -> dict[str, str]:
     """The environment of a process that `lorary` starts: ours, with `overrides` on top."""
     return {**os.environ, **overrides}
+
+
+def tracing_wanted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether OpenTelemetry's own variables name a collector, and nothing switches it off. Its SDK reads them further."""
+    named = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER", "").lower() == "none"
+    return bool(named) and not off

@@ -12,9 +12,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from registry.app import create_app
-from registry.config import Settings
+from registry.config import Settings, tracing_wanted
 from registry.metrics_listener import exported, listening
 from registry.state_metrics import state_collectors
+from registry.tracing import start_tracing
 
 
 class Server(uvicorn.Server):
@@ -65,6 +66,7 @@ def serve(settings: Settings, *, sockets: Sequence[socket.socket] | None = None,
 
     Raises ValueError as `create_app` does.
     """
+    start_tracing("lorary-registry", wanted=tracing_wanted())
     app = create_app(settings)
     collectors = state_collectors(settings, app.state.database, app.state.readiness)
     metrics_port = settings.metrics_port + number if settings.metrics_port else 0

@@ -9,10 +9,11 @@ import signal
 import sys
 import threading
 
-from registry.config import Settings, load_settings
+from registry.config import Settings, load_settings, tracing_wanted
 from registry.db import Database, open_database
 from registry.jobs.service import queue_of
 from registry.logging import configure_logging
+from registry.tracing import flush_tracing, start_tracing
 from workers.kinds import build_kinds
 from workers.outbox import Relay
 from workers.schedule import collecting
@@ -38,6 +39,7 @@ def build_worker(settings: Settings, database: Database) -> Worker:
 def main() -> int:
     settings = load_settings()
     configure_logging(format=settings.log_format, level=settings.log_level)
+    start_tracing("lorary-worker", wanted=tracing_wanted())
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -51,6 +53,7 @@ def main() -> int:
             _work(settings, database, stop=stop)
     finally:
         database.close()
+        flush_tracing()
     return 0
 
 

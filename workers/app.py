@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from registry.config import Settings
 from registry.jobs.outbox import Hint
 from registry.jobs.repository import TOP_PRIORITY
+from registry.tracing import TRACEPARENT
 from workers.outbox import BrokerAway, Relay
 from workers.shell import LOOK_S, Worker
 
@@ -92,7 +93,16 @@ def make_publisher(settings: Settings) -> Callable[[Hint], None]:
         priority = TOP_PRIORITY - hint.priority if is_redis else hint.priority  # on Redis 0 goes first
         queue = _queue(hint.queue, settings.broker_url.get_secret_value())
         try:
-            app.send_task(TASK, args=[hint.job_id], task_id=hint.id, queue=queue, priority=priority, retry=True, retry_policy=PUBLISH_RETRY)
+            app.send_task(
+                TASK,
+                args=[hint.job_id],
+                task_id=hint.id,
+                queue=queue,
+                priority=priority,
+                headers={} if hint.traceparent is None else {TRACEPARENT: hint.traceparent},
+                retry=True,
+                retry_policy=PUBLISH_RETRY,
+            )
         except (OperationalError, OSError) as error:
             raise BrokerAway(f"{type(error).__name__}: {error}"[:300]) from error
 
@@ -103,10 +113,10 @@ def run_with_broker(settings: Settings, *, worker: Worker, relay: Relay, stop: t
     """Consume hints until SIGTERM; relay and poll beside that. The job in hand is finished or given back."""
     app = make_celery(settings)
 
-    @app.task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
-    def run_job(job_id: str) -> None:
+    @app.task(name=TASK, ignore_result=True, bind=True)  # type: ignore[untyped-decorator]
+    def run_job(task: Any, job_id: str) -> None:
         try:
-            worker.run_hinted(job_id)
+            worker.run_hinted(job_id, traceparent=(task.request.headers or {}).get(TRACEPARENT))
         except SQLAlchemyError as error:
             log.warning("worker.database_away", error=str(error))  # the poll finds the job when the database is back
 

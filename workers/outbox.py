@@ -11,12 +11,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
+from opentelemetry.trace import SpanKind
 from sqlalchemy.exc import SQLAlchemyError
 
-from registry import metrics
-from registry.config import load_settings
+from registry import metrics, tracing
+from registry.config import load_settings, tracing_wanted
 from registry.db import Database, open_database
 from registry.jobs import outbox
 from registry.jobs.outbox import Hint
@@ -67,12 +69,21 @@ class Relay:
             hints = outbox.take(session, limit=BATCH, hold_s=self._hold_s)
         for position, hint in enumerate(hints):
             try:
-                self._publish(hint)
+                self._publish_traced(hint)
             except BrokerAway:
                 self._put_back(hints[position:])
                 raise
             self._settle(hint)
         return len(hints)
+
+    def _publish_traced(self, hint: Hint) -> None:
+        """A hint of a traced request has a span, and the message names it."""
+        if hint.traceparent is None:
+            self._publish(hint)
+            return
+        attributes = {"lorary.job.id": hint.job_id, "messaging.destination.name": hint.queue}
+        with tracing.span("job.publish", kind=SpanKind.PRODUCER, attributes=attributes, parent=hint.traceparent):
+            self._publish(replace(hint, traceparent=tracing.current_traceparent() or hint.traceparent))
 
     def _settle(self, hint: Hint) -> None:
         with self._database.system_write() as session:
@@ -95,6 +106,7 @@ def main() -> int:
     if not settings.has_broker:
         sys.stderr.write("LORARY_BROKER_URL is not set, so there is nowhere to publish job hints to\n")
         return 2
+    tracing.start_tracing("lorary-relay", wanted=tracing_wanted())
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -104,6 +116,7 @@ def main() -> int:
             Relay(database, make_publisher(settings)).run(stop)
     finally:
         database.close()
+        tracing.flush_tracing()
     return 0
 
 

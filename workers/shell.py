@@ -13,15 +13,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import structlog
+from opentelemetry.trace import Span, SpanKind
 from sqlalchemy.exc import SQLAlchemyError
 
-from registry import metrics
+from registry import metrics, tracing
 from registry.db import Database, WriteSession, reaching_tenant
 from registry.jobs import service as jobs
 from registry.jobs.service import Claim, StaleFence
@@ -130,19 +131,23 @@ class Worker:
         finally:
             self._hands.release()
 
-    def run_hinted(self, job_id: str) -> bool:
-        """The same for one job, once our hands are free. False where it may not be claimed: a hint decides nothing."""
-        with self._hands:
-            return not self._stop.is_set() and self._claim_and_run(job_id)
+    def run_hinted(self, job_id: str, *, traceparent: str | None = None) -> bool:
+        """The same for one job, once our hands are free. False where it may not be claimed: a hint decides nothing.
 
-    def _claim_and_run(self, job_id: str | None) -> bool:
+        `traceparent` is the message's; without one the job's own row says which trace it belongs to.
+        """
+        with self._hands:
+            return not self._stop.is_set() and self._claim_and_run(job_id, traceparent=traceparent)
+
+    def _claim_and_run(self, job_id: str | None, *, traceparent: str | None = None) -> bool:
         claim = self._claim(job_id)
         metrics.claims.labels("poll" if job_id is None else "hint", "none" if claim is None else "claimed").inc()
         if claim is None:
             return False
-        with structlog.contextvars.bound_contextvars(job_id=claim.job_id, kind=claim.kind, attempt=claim.attempt):
+        said = structlog.contextvars.bound_contextvars(job_id=claim.job_id, kind=claim.kind, attempt=claim.attempt)
+        with said, _job_span(claim, parent=traceparent or claim.traceparent), reaching_tenant(claim.tenant_id):
             log.info("job.claimed", fence=claim.fence)
-            with reaching_tenant(claim.tenant_id), self._heartbeat(claim) as attempt:
+            with self._heartbeat(claim) as attempt:
                 self._attempt(claim, attempt)
         return True
 
@@ -162,6 +167,7 @@ class Worker:
             metrics.leases_lost.inc()
             log.warning("job.lost")
         finally:
+            tracing.end_job(outcome)
             metrics.jobs_run.labels(claim.kind, outcome).inc()
             metrics.job_seconds.labels(claim.kind).observe(time.monotonic() - started)
 
@@ -254,6 +260,16 @@ class Worker:
                 return jobs.heartbeat(session, claim).cancel_requested
         with self._database.read() as session:
             return jobs.is_cancel_requested(session, claim)
+
+
+def _job_span(claim: Claim, *, parent: str | None) -> AbstractContextManager[Span]:
+    attributes: dict[str, str | int | None] = {
+        "lorary.job.id": claim.job_id,
+        "lorary.job.kind": claim.kind,
+        "lorary.job.attempt": claim.attempt,
+        "lorary.tenant.id": claim.tenant_id,
+    }
+    return tracing.span(f"job {claim.kind}", kind=SpanKind.CONSUMER, attributes=attributes, parent=parent)
 
 
 def backoff_s(attempt: int) -> float:

@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from gpu_runtime.core import Request
 from gpu_runtime.engine.loop import EngineFull, EngineStopped
+from gpu_runtime.server import tracing
 from gpu_runtime.server.errors import ApiError, invalid, unavailable
 from gpu_runtime.server.grants import GrantVerifier
 from gpu_runtime.server.health import Health
@@ -66,6 +67,9 @@ class Exchange:
     failure: ApiError | None = field(default_factory=lambda: ApiError("the request was interrupted", status=500, code="internal"))
     streams: bool = False  # then the stream finishes the exchange
 
+    def __post_init__(self) -> None:
+        self._span = tracing.start_generation(self.claims, endpoint=self.endpoint)
+
     @property
     def claims(self) -> GrantClaims:
         return self.permission.claims
@@ -98,6 +102,15 @@ class Exchange:
             num_prompt_tokens=usage.num_prompt_tokens,
             duration_s=time.monotonic() - self.started_s,
         )
+        first_token_s = None if self.first_token_s is None else round(self.first_token_s - self.started_s, 4)
+        tracing.end_generation(
+            self._span,
+            num_prompt_tokens=usage.num_prompt_tokens,
+            num_completion_tokens=usage.num_completion_tokens,
+            finish_reasons=reasons,
+            first_token_s=first_token_s,
+            error_code=None if failure is None else failure.code,
+        )
         log.info(
             "request.finished",
             request_id=self.claims.jti,
@@ -110,7 +123,7 @@ class Exchange:
             finish_reasons=reasons,
             num_prompt_tokens=usage.num_prompt_tokens,
             num_completion_tokens=usage.num_completion_tokens,
-            first_token_s=None if self.first_token_s is None else round(self.first_token_s - self.started_s, 4),
+            first_token_s=first_token_s,
             duration_s=round(time.monotonic() - self.started_s, 4),
         )
 
@@ -133,7 +146,7 @@ class Exchange:
 
 def create_app(serving: Serving) -> FastAPI:
     """The application over a started engine loop. Nothing in it blocks the event loop."""
-    app = FastAPI(title="Lorary replica", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Lorary replica", docs_url=None, redoc_url=None, openapi_url=None, telemetry=tracing.APPLICATION)
     app.state.serving = serving
     app.state.metrics = RuntimeMetrics(serving.engine.state, serving.health)
     app.add_api_route("/v1/completions", _completions, methods=["POST"])

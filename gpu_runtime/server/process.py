@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 import uvicorn
 
-from gpu_runtime.config import RuntimeConfig
+from gpu_runtime.config import RuntimeConfig, tracing_wanted
 from gpu_runtime.engine.build import build_engine
 from gpu_runtime.engine.loop import EngineLoop
 from gpu_runtime.server.agent import ReplicaAgent
@@ -26,6 +26,7 @@ from gpu_runtime.server.grants import GrantVerifier
 from gpu_runtime.server.health import Health
 from gpu_runtime.server.pull import RegistrySource
 from gpu_runtime.server.text import Text
+from gpu_runtime.server.tracing import flush_tracing, start_tracing
 from gpu_runtime.server.usage import UsageBuffer
 from registry.artifact.base import compute_base_digest
 
@@ -58,6 +59,7 @@ class _Listener(uvicorn.Server):
 
 def run_replica(config: RuntimeConfig, *, listener: socket.socket) -> int:
     """Serve until told to stop; the exit status. Raises ValueError for settings and model folders that cannot work."""
+    start_tracing("lorary-runtime", wanted=tracing_wanted())
     return asyncio.run(_live(_build(replace(config, port=listener.getsockname()[1])), listener))
 
 
@@ -166,4 +168,5 @@ def _leave(replica: Replica) -> None:
     replica.agent.stop()
     replica.engine.stop()
     replica.source.close()
+    flush_tracing()
     log.info("replica.stopped")

@@ -136,8 +136,8 @@ class Stack:
 
     @property
     def _worker_metrics_port(self) -> int:
-        """The one after the api's: two processes of one machine cannot share it."""
-        return self.settings.metrics_port and self.settings.metrics_port + 1
+        """The one after those of the api's processes: two on one machine cannot share it."""
+        return self.settings.metrics_port and self.settings.metrics_port + self.settings.api_workers
 
     # ---- base models ----
 

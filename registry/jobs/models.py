@@ -21,6 +21,7 @@ class Job(Table):
 
     queued -> running -> succeeded | failed | cancelled, and back to queued by retry, release or a lost lease.
     `fence` grows with every claim and never shrinks; what carries an older one is refused.
+    `traceparent` is the trace of the request that asked.
     `subject_id` is the id of the key that asked, `adapter` the name of the adapter that it is about, if it is about one.
     `queue` is the sort of machine that it needs; a higher `priority` (0 to 9) goes first. `num_events` is the number of the
     job's last event.
@@ -43,6 +44,7 @@ class Job(Table):
     kind: Mapped[str] = mapped_column(String(64))
     queue: Mapped[str] = mapped_column(String(32), default=DEFAULT_QUEUE, server_default=DEFAULT_QUEUE)
     priority: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    traceparent: Mapped[str | None] = mapped_column(String(64))
     payload: Mapped[dict[str, Any]] = mapped_column(JSON)
     state: Mapped[str] = mapped_column(String(16), default=QUEUED)
     attempt: Mapped[int] = mapped_column(default=0)

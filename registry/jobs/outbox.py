@@ -20,7 +20,7 @@ from registry.jobs.models import Job, OutboxMessage
 class Hint:
     """One message that a relay holds until it has published it. `id` is the message's id at the broker too.
 
-    `due_for_s`: how long it had been due when the relay took it.
+    `due_for_s`: how long it had been due when the relay took it. `traceparent` travels in the message's headers.
     """
 
     id: str
@@ -29,6 +29,7 @@ class Hint:
     priority: int
     fence: int
     due_for_s: float = 0.0
+    traceparent: str | None = None
 
 
 def post(session: WriteSession, job: Job) -> None:
@@ -69,12 +70,18 @@ def take(session: WriteSession, *, limit: int, hold_s: float) -> list[Hint]:
     for message in messages:
         message.taken_until, message.fence = until, message.fence + 1
     session.flush()
-    return [_hint(message, now=now) for message in messages]
+    traces = _traces(session, [message.job_id for message in messages])
+    return [_hint(message, now=now, traceparent=traces.get(message.job_id)) for message in messages]
 
 
-def _hint(message: OutboxMessage, *, now: dt.datetime) -> Hint:
+def _traces(session: ReadSession, job_ids: list[str]) -> dict[str, str | None]:
+    rows = session.execute(select(Job.id, Job.traceparent).where(Job.id.in_(job_ids)))
+    return {row.id: row.traceparent for row in rows}
+
+
+def _hint(message: OutboxMessage, *, now: dt.datetime, traceparent: str | None) -> Hint:
     due_for_s = max(0.0, (now - message.available_at).total_seconds())
-    return Hint(message.id, message.job_id, message.queue, message.priority, message.fence, due_for_s)
+    return Hint(message.id, message.job_id, message.queue, message.priority, message.fence, due_for_s, traceparent)
 
 
 def backlog(session: ReadSession) -> tuple[int, float]:

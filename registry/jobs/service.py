@@ -29,6 +29,7 @@ from registry.quotas import repository as quotas
 from registry.quotas.schemas import Measure
 from registry.quotas.service import measure
 from registry.tenants.auth import Subject
+from registry.tracing import current_traceparent
 
 DEFAULT_MAX_ATTEMPTS = 5
 
@@ -73,6 +74,7 @@ class Claim:
     attempt: int
     max_attempts: int
     lease_s: float
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def enqueue(
         tenant_id=tenant_id,
         subject_id=subject_id,
         adapter=adapter,
+        traceparent=current_traceparent(),
         payload=dict(payload),
         max_attempts=DEFAULT_MAX_ATTEMPTS if max_attempts is None else max_attempts,
     )
@@ -197,6 +200,7 @@ def _claim_of(job: Job, *, owner: str, lease_s: float) -> Claim:
         attempt=job.attempt + 1,
         max_attempts=job.max_attempts,
         lease_s=lease_s,
+        traceparent=job.traceparent,
     )
 
 

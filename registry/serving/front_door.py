@@ -13,9 +13,10 @@ import httpx2
 import structlog
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
+from opentelemetry.trace import SpanKind
 from starlette.responses import Response
 
-from registry import metrics
+from registry import metrics, tracing
 from registry.config import Settings
 from registry.db import Database
 from registry.errors import BadRequest, Unavailable
@@ -155,7 +156,18 @@ class FrontDoor:
     async def _offer(
         self, order: Order, authorised: Authorised, address: Address, reservation: Reservation | None
     ) -> httpx2.Response | None:
-        """The replica's response, its body unread; None if it could not even be connected to."""
+        """The replica's response, its body unread; None if it could not even be connected to. The replica goes on with our trace."""
+        with tracing.span("replica.offer", kind=SpanKind.CLIENT, attributes={"lorary.replica.id": address.replica_id}) as span:
+            upstream = await self._ask(order, authorised, address, reservation)
+            if upstream is None:
+                tracing.fail_span(span, "unreachable")
+            else:
+                span.set_attribute("http.response.status_code", upstream.status_code)
+            return upstream
+
+    async def _ask(self, order: Order, authorised: Authorised, address: Address, reservation: Reservation | None) -> httpx2.Response | None:
+        traceparent = tracing.current_traceparent()
+        traced = {} if traceparent is None else {tracing.TRACEPARENT: traceparent}
         grant = service.grant_for(
             authorised,
             address,
@@ -166,7 +178,7 @@ class FrontDoor:
             settings=self.settings,
         )
         metrics.grants.inc()
-        headers = {**order.headers, GRANT_HEADER: grant}
+        headers = {**order.headers, **traced, GRANT_HEADER: grant}
         request = self.client.build_request("POST", address.url + order.path, content=order.body, headers=headers)
         try:
             upstream = await self.client.send(request, stream=True)

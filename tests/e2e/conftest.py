@@ -9,13 +9,21 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.running import Lorary, running
+from tests.otlp import Collector, collecting
 
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def lorary(tmp_path_factory: pytest.TempPathFactory, base_model_dir: Path) -> Iterator[Lorary]:
-    with running(tmp_path_factory.mktemp("lorary"), base_model=f"smollm2={base_model_dir}") as system:
+def otlp() -> Iterator[Collector]:
+    """Where the spans of the shared Lorary go."""
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def lorary(tmp_path_factory: pytest.TempPathFactory, base_model_dir: Path, otlp: Collector) -> Iterator[Lorary]:
+    with running(tmp_path_factory.mktemp("lorary"), base_model=f"smollm2={base_model_dir}", settings=otlp.environment) as system:
         yield system
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 from pydantic import SecretStr
 from sqlalchemy import func, select, text
 
@@ -20,6 +21,7 @@ from registry.jobs import outbox
 from registry.jobs import service as jobs
 from registry.jobs.models import Job, OutboxMessage
 from tests.brokers import Broker, broker, own_broker
+from tests.otlp import collecting
 from tests.registry.adapters.pushing import Pusher, adapter
 from tests.registry.conftest import SECRET_KEY
 from tests.workers.processes import Start, ended, worker_processes
@@ -248,3 +250,18 @@ def test_without_a_broker_nothing_is_written_for_one(database: Database) -> None
 def test_other_brokers_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="redis:// or an amqp://"):
         make_publisher(Settings(broker_url=SecretStr(url)))
+
+
+def test_a_hint_carries_the_trace_of_the_request(acme: Pusher, database: Database, start: Start) -> None:
+    """Request -> published hint -> job: each span is the next one's parent, across three programs and Redis."""
+    trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    caller = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    with collecting() as collector:
+        start(**NO_POLL, **collector.environment)
+        with use_span(NonRecordingSpan(caller)):
+            assert acme.push("pirate", adapter()).status_code == 201
+        job = collector.wait_for(lambda one: one.name == "job validate_version")
+        published = collector.wait_for(lambda one: one.name == "job.publish")
+    assert {job.trace_id, published.trace_id} == {trace_id}
+    assert (published.parent_id, job.parent_id) == (span_id, published.span_id)
+    assert job.attributes["lorary.job.outcome"] == "finished"
