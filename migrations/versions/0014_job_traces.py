@@ -1,6 +1,6 @@
 """Jobs remember the trace of the request that asked for them.
 
-Revises: 0010
+Revises: 0013
 Additive: the column is nullable.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011"
-down_revision = "0010"
+revision = "0014"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 
