@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 from pydantic import SecretStr
@@ -20,7 +21,7 @@ from registry.db import Database
 from registry.jobs import outbox
 from registry.jobs import service as jobs
 from registry.jobs.models import Job, OutboxMessage
-from tests.brokers import Broker, broker, own_broker
+from tests.brokers import Broker, broker, free_port, own_broker
 from tests.otlp import collecting
 from tests.registry.adapters.pushing import Pusher, adapter
 from tests.registry.conftest import SECRET_KEY
@@ -257,7 +258,9 @@ def test_a_hint_carries_the_trace_of_the_request(acme: Pusher, database: Databas
     trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     caller = SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     with collecting() as collector:
-        start(**NO_POLL, **collector.environment)
+        start(**NO_POLL, **collector.environment, LORARY_METRICS_PORT=str(port := free_port()))
+        polled = 'lorary_worker_claims_total{found_by="poll",result="none"} 1.0'  # from now on only a hint finds a job
+        until(lambda: polled in httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text, what="the first poll")
         with use_span(NonRecordingSpan(caller)):
             assert acme.push("pirate", adapter()).status_code == 201
         job = collector.wait_for(lambda one: one.name == "job validate_version")
