@@ -10,7 +10,7 @@ from tests.e2e.running import Lorary
 from tests.e2e.test_main_job import ADAPTERS, PIRATE, ask, push
 from tests.otlp import Collector
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.full]
 
 
 def said(lorary: Lorary, process: str, event: str, *, trace_id: str) -> bool:

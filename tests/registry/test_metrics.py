@@ -17,6 +17,7 @@ from registry.metrics import METRICS
 from registry.metrics_listener import exported, listening
 from registry.serving.models import Replica
 from registry.state_metrics import StateMetrics
+from registry.wire import WIRE_VERSION
 from tests.brokers import free_port
 from tests.registry.adapters.conftest import acme, base_model, operator, work, worker
 from tests.registry.adapters.pushing import Pusher, adapter, nan_adapter
@@ -111,10 +112,10 @@ def test_backlogs_are_the_tables_across_tenants(acme: Pusher, client: TestClient
 def test_a_scrape_asks_the_database_seldom_and_a_replica_that_is_silent_shows(
     client: TestClient, acme: Pusher, database: Database, replica_token: str
 ) -> None:
-    base = {"base_digest": acme.get("/base-models/tiny")["base_digest"], "wire_version": 1}
+    base = {"base_digest": acme.get("/base-models/tiny")["base_digest"], "wire_version": WIRE_VERSION}
     body = {**base, "url": "http://127.0.0.1:1", "max_rank": 8, "num_pages": 4, "page_bytes": 1024}
     welcome = client.post("/api/v1/replicas", json=body, headers=bearer(replica_token)).json()
-    report = {"wire_version": 1, "sequence": 1, "state": "ready", "num_queued": 0, "num_running": 0, "num_free_pages": 4}
+    report = {"wire_version": WIRE_VERSION, "sequence": 1, "state": "ready", "num_queued": 0, "num_running": 0, "num_free_pages": 4}
     client.post(f"/api/v1/replicas/{welcome['replica_id']}/heartbeat", json=report, headers=bearer(replica_token)).raise_for_status()
     assert samples(StateMetrics(database, replica_ttl_s=60))["lorary_replicas", ("live",)] == 1
     with database.write() as session:
