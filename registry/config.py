@@ -94,6 +94,9 @@ class Settings(EnvironmentSettings):
     database_connect_timeout_s: float = Field(default=5.0, ge=2, description="PostgreSQL: how long connecting may take.")
     database_lock_timeout_s: float = Field(default=5.0, gt=0, description="PostgreSQL: how long a statement waits for a lock before 503.")
     database_statement_timeout_s: float = Field(default=30.0, gt=0, description="PostgreSQL: how long one statement may run.")
+    database_prepared_statements: bool = Field(
+        default=False, description="PostgreSQL: prepare on the server what comes often. Not behind a pooler that cannot take it."
+    )
     drain_delay_s: float = Field(default=0.0, ge=0, description="How long after SIGTERM, not ready by then, new requests are still taken.")
     drain_s: float = Field(default=30.0, ge=0, description="How long running requests may take after that.")
     metrics_host: str = Field(default="127.0.0.1", description="Where /metrics listens; whoever reaches it may read.")

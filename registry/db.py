@@ -12,14 +12,15 @@ transaction that follows carries it, transaction-locally, so that no pooled conn
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
-from sqlalchemy import Connection, DateTime, Engine, MetaData, create_engine, event, select, text
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Connection, DateTime, Engine, MetaData, create_engine, event, select
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction, sessionmaker
@@ -27,6 +28,8 @@ from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from registry.config import Settings
+from registry.postgresql import PoolOptions as PoolOptions  # noqa: PLC0414 - callers have it from here
+from registry.postgresql import begin_for, for_sessions, make_postgresql_engine
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -144,24 +147,32 @@ class ReadSession(Session):
     def get_bind(self, *_args: Any, **_options: Any) -> Engine:
         return self._engines.system if self.reach.system else self._engines.app
 
+    def settle(self) -> None:
+        """End the transaction, if one began. For its unit of work alone.
+
+        A read-only one is committed on PostgreSQL: after a ROLLBACK psycopg forgets what it has prepared on the server.
+        """
+        if self._engines.app.dialect.name == "postgresql":
+            self.expunge_all()  # what was added is not written, as on SQLite
+            self.commit()
+        self.close()
+
 
 class WriteSession(ReadSession):
     """A session that may be written to; committed by its unit of work alone."""
+
+    def settle(self) -> None:
+        try:
+            self.commit()
+        finally:
+            self.close()
 
 
 @event.listens_for(ReadSession, "after_begin", propagate=True)
 def _say_reach(session: ReadSession, transaction: SessionTransaction, connection: Connection) -> None:
     """Transaction-local, and never on connecting: safe behind pgbouncer in transaction mode."""
     if connection.dialect.name == "postgresql" and not transaction.nested:
-        limits = connection.get_execution_options()
-        values = {"tenant": session.reach.tenant_id or "", "locks": limits["lorary_lock_ms"], "statement": limits["lorary_statement_ms"]}
-        connection.execute(_SET_LOCALS, values)
-
-
-_SET_LOCALS = text(
-    "SELECT set_config('app.tenant_id', :tenant, true), set_config('lock_timeout', :locks, true),"
-    " set_config('statement_timeout', :statement, true)"
-)
+        begin_for(connection, session.reach.tenant_id or "", read_only=not isinstance(session, WriteSession))
 
 
 def database_time(session: ReadSession) -> dt.datetime:
@@ -169,19 +180,6 @@ def database_time(session: ReadSession) -> dt.datetime:
     now: dt.datetime | None = session.scalar(select(utc_now()))
     assert now is not None, "the database did not tell its time"
     return now
-
-
-@dataclass(frozen=True)
-class PoolOptions:
-    """Of one role's connections. `max_overflow` come beyond `size` under load; the timeouts are PostgreSQL's alone."""
-
-    size: int = 20
-    max_overflow: int = 10
-    timeout_s: float = 5.0
-    recycle_s: float = 1800.0
-    connect_timeout_s: float = 5.0
-    lock_timeout_s: float = 5.0
-    statement_timeout_s: float = 30.0
 
 
 class Database:
@@ -199,8 +197,8 @@ class Database:
         self.engine = _make_engine(url, busy_timeout_s=busy_timeout_s, pool=pool)
         separate = bool(system_url) and make_url(system_url) != make_url(url)
         self.system_engine = _make_engine(system_url, busy_timeout_s=busy_timeout_s, pool=pool) if separate else self.engine
-        readers = _Engines(self.engine, self.system_engine)
-        writers = _Engines(_for_writing(self.engine), _for_writing(self.system_engine))
+        readers = _Engines(for_sessions(self.engine), for_sessions(self.system_engine))
+        writers = _Engines(_for_writing(readers.app), _for_writing(readers.system))
         self._read = sessionmaker(class_=ReadSession, engines=readers, expire_on_commit=False, autoflush=False)
         self._write = sessionmaker(class_=WriteSession, engines=writers, expire_on_commit=False, info={"dispatch": dispatch})
 
@@ -208,27 +206,39 @@ class Database:
     def dialect(self) -> str:
         return self.engine.dialect.name
 
+    def open_read(self, reach: Reach | None = None) -> ReadSession:
+        """For who ends it by `settle` or `close`: `read` where that is possible."""
+        return self._read(reach=reach)
+
+    def open_write(self, reach: Reach | None = None) -> WriteSession:
+        """As `open_read`; `settle` commits, `close` rolls back."""
+        return self._write(reach=reach)
+
     @contextmanager
     def read(self) -> Iterator[ReadSession]:
-        with self._read() as session:
+        with self.open_read() as session:
             yield session
+            session.settle()
 
     @contextmanager
     def write(self) -> Iterator[WriteSession]:
-        with self._write.begin() as session:
+        with self.open_write() as session:
             yield session
+            session.settle()
 
     @contextmanager
     def system_read(self) -> Iterator[ReadSession]:
         """Across tenants. Who may is listed in `tests/registry/postgres/test_contract.py`."""
-        with self._read(reach=SYSTEM_REACH) as session:
+        with self.open_read(SYSTEM_REACH) as session:
             yield session
+            session.settle()
 
     @contextmanager
     def system_write(self) -> Iterator[WriteSession]:
         """Across tenants, like `system_read`."""
-        with self._write(reach=SYSTEM_REACH) as session, session.begin():
+        with self.open_write(SYSTEM_REACH) as session:
             yield session
+            session.settle()
 
     def close(self) -> None:
         self.engine.dispose()
@@ -245,6 +255,7 @@ def open_database(settings: Settings) -> Database:
         connect_timeout_s=settings.database_connect_timeout_s,
         lock_timeout_s=settings.database_lock_timeout_s,
         statement_timeout_s=settings.database_statement_timeout_s,
+        prepared=settings.database_prepared_statements,
     )
     return Database(
         settings.resolved_database_url,
@@ -257,26 +268,11 @@ def open_database(settings: Settings) -> Database:
 
 def _make_engine(url: str, *, busy_timeout_s: float, pool: PoolOptions) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
-        return _make_postgresql_engine(url, pool)
+        return make_postgresql_engine(url, pool)
     engine = create_engine(url, pool_size=pool.size, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
-
-
-def _make_postgresql_engine(url: str, pool: PoolOptions) -> Engine:
-    """Server-side prepared statements are off: behind pgbouncer the next transaction may meet another connection."""
-    limits = {"lorary_lock_ms": str(round(pool.lock_timeout_s * 1000)), "lorary_statement_ms": str(round(pool.statement_timeout_s * 1000))}
-    return create_engine(
-        url,
-        pool_size=pool.size,
-        max_overflow=pool.max_overflow,
-        pool_timeout=pool.timeout_s,
-        pool_recycle=pool.recycle_s,
-        pool_pre_ping=True,
-        execution_options=limits,
-        connect_args={"prepare_threshold": None, "connect_timeout": max(2, round(pool.connect_timeout_s)), "application_name": "lorary"},
-    )
 
 
 def _for_writing(engine: Engine) -> Engine:
@@ -300,14 +296,30 @@ def _database(request: Request) -> Database:
     return database
 
 
-def _read_session(request: Request) -> Iterator[ReadSession]:
-    with _database(request).read() as session:
+S = TypeVar("S", bound=ReadSession)
+
+
+# A session does nothing before its first statement, so opening one needs no thread. `routing` ends it in the endpoint's own
+# thread; what is left here is what an endpoint or another dependency raised.
+async def _read_session(request: Request) -> AsyncIterator[ReadSession]:
+    async with _ended(_database(request).open_read()) as session:
         yield session
 
 
-def _write_session(request: Request) -> Iterator[WriteSession]:
-    with _database(request).write() as session:
+async def _write_session(request: Request) -> AsyncIterator[WriteSession]:
+    async with _ended(_database(request).open_write()) as session:
         yield session
+
+
+@asynccontextmanager
+async def _ended(session: S) -> AsyncIterator[S]:
+    try:
+        yield session
+        if session.in_transaction():
+            await run_in_threadpool(session.settle)
+    finally:
+        if session.in_transaction():
+            await run_in_threadpool(session.close)
 
 
 # scope="function": the transaction ends before the response is sent, so a client never reads back less than it wrote.

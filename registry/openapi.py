@@ -13,6 +13,7 @@ from registry.errors import (
     BadRequest,
     Forbidden,
     Invalid,
+    NotFound,
     RegistryError,
     TooLarge,
     Unauthenticated,
@@ -79,7 +80,7 @@ def _implied(path: str, operation: dict[str, Any]) -> list[type[RegistryError]]:
         operation["responses"].pop("422", None)
         errors = [BadRequest]
     if operation.get("security"):
-        errors += [Unauthenticated, Forbidden, BadRequest]
+        errors += [Unauthenticated, Forbidden, BadRequest, NotFound]  # 404 too: the tenant that an admin's header names
     if "requestBody" in operation:
         errors.append(TooLarge)
     return [*errors, Unavailable]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from inspect import unwrap
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -49,10 +50,11 @@ from registry.errors import (
 )
 from registry.pagination import Cursor, Limit, Page, make_page
 from registry.quotas.endpoints import DefaultsDep
+from registry.routing import Route
 from registry.tenants.auth import SubjectDep, TenantSubject, require
 
 
-def _within_the_keys_limits(request: Request, subject: SubjectDep) -> None:
+async def _within_the_keys_limits(request: Request, subject: SubjectDep) -> None:
     """Before every route here, so that none can forget it: a name outside a key's prefixes is the name of nothing.
 
     Only a push makes what is not there, so it says why it does not.
@@ -60,12 +62,12 @@ def _within_the_keys_limits(request: Request, subject: SubjectDep) -> None:
     name = request.path_params.get("name")
     if name is None or subject.may_name(name):
         return
-    if request.scope["endpoint"] is push_version:
+    if unwrap(request.scope["endpoint"]) is push_version:
         subject.must_name(name)
     raise service.adapter_not_found(name)
 
 
-router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(_within_the_keys_limits)])
+router = APIRouter(prefix="/adapters", tags=["adapters"], route_class=Route, dependencies=[Depends(_within_the_keys_limits)])
 
 Reader = Annotated[TenantSubject, Depends(require("adapters:read"))]
 Writer = Annotated[TenantSubject, Depends(require("adapters:write"))]

@@ -15,10 +15,11 @@ from registry.audit.schemas import AuditEventOut, Outcome
 from registry.db import DatabaseDep, ReadSessionDep
 from registry.errors import BadRequest, Forbidden, Invalid, NotFound, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
+from registry.routing import Route
 from registry.tenants.auth import Subject, allow
 from registry.text import Text
 
-router = APIRouter(tags=["audit"])
+router = APIRouter(tags=["audit"], route_class=Route)
 
 # Whoever may hand out keys may see what they did; `audit:read` is for whoever should do no more than read.
 Auditor = Annotated[Subject, Depends(allow("audit:read", "keys:write"))]

@@ -13,10 +13,11 @@ from registry.blobs.endpoints import SettingsDep
 from registry.db import ReadSessionDep, WriteSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
+from registry.routing import Route
 from registry.tenants.auth import Subject, SubjectDep, allow
 from registry.text import Name
 
-router = APIRouter(prefix="/base-models", tags=["base models"])
+router = APIRouter(prefix="/base-models", tags=["base models"], route_class=Route)
 
 Admin = Annotated[Subject, Depends(allow("admin"))]
 PathName = Annotated[Name, Path()]

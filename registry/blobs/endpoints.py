@@ -33,9 +33,10 @@ from registry.quotas import service as quotas
 from registry.quotas.endpoints import DefaultsDep
 from registry.quotas.schemas import Measure
 from registry.quotas.service import Limits
+from registry.routing import Route
 from registry.tenants.auth import TenantSubject, require
 
-router = APIRouter(prefix="/blobs", tags=["blobs"])
+router = APIRouter(prefix="/blobs", tags=["blobs"], route_class=Route)
 
 Reader = Annotated[TenantSubject, Depends(require("adapters:read"))]
 Writer = Annotated[TenantSubject, Depends(require("adapters:write"))]

@@ -12,10 +12,11 @@ from registry.gc import repository, service
 from registry.gc.schemas import CollectionIn, CollectionOut
 from registry.jobs.models import Job
 from registry.pagination import Cursor, Limit, Page, make_page
+from registry.routing import Route
 from registry.tenants.auth import Subject, allow
 from registry.tenants.keys import ADMIN
 
-router = APIRouter(prefix="/gc", tags=["gc"])
+router = APIRouter(prefix="/gc", tags=["gc"], route_class=Route)
 
 Admin = Annotated[Subject, Depends(allow(ADMIN))]
 

@@ -32,12 +32,13 @@ from registry.hub.schemas import (
     WhoamiOut,
 )
 from registry.hub.service import MAIN, HubNotFound
+from registry.routing import Route
 from registry.tenants.auth import SubjectDep, TenantSubject, require
 
 MAX_TREE_PAGE = 1000
 
-router = APIRouter(prefix="/imports", tags=["hub"])
-hub_router = APIRouter(tags=["hub"])
+router = APIRouter(prefix="/imports", tags=["hub"], route_class=Route)
+hub_router = APIRouter(tags=["hub"], route_class=Route)
 
 Reader = Annotated[TenantSubject, Depends(require("adapters:read"))]
 Writer = Annotated[TenantSubject, Depends(require("adapters:write"))]

@@ -16,9 +16,10 @@ from registry.jobs.events import JobWatch, is_over, stream
 from registry.jobs.models import FINAL
 from registry.jobs.schemas import JobEventOut, JobEvents, JobOut, JobState
 from registry.pagination import Cursor, Limit, Page, make_page
+from registry.routing import Route
 from registry.tenants.auth import Subject, allow
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=Route)
 
 JobReader = Annotated[Subject, Depends(allow("jobs:read"))]
 JobWriter = Annotated[Subject, Depends(allow("jobs:write"))]

@@ -11,11 +11,12 @@ from registry.errors import BadRequest, Forbidden, Invalid, NotFound, problem_re
 from registry.quotas import service
 from registry.quotas.schemas import QuotaOut, QuotaPatch
 from registry.quotas.service import Limits
+from registry.routing import Route
 from registry.tenants import service as tenants
 from registry.tenants.auth import Subject, TenantSubject, allow, require
 from registry.tenants.keys import ADMIN
 
-router = APIRouter(tags=["quotas"])
+router = APIRouter(tags=["quotas"], route_class=Route)
 
 Admin = Annotated[Subject, Depends(allow(ADMIN))]
 Reader = Annotated[TenantSubject, Depends(require("usage:read"))]

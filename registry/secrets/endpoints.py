@@ -8,12 +8,13 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from registry.db import ReadSessionDep, WriteSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, problem_responses
+from registry.routing import Route
 from registry.sealing import Sealer
 from registry.secrets import repository, service
 from registry.secrets.schemas import SecretIn, SecretName, SecretOut
 from registry.tenants.auth import TenantSubject, require
 
-router = APIRouter(prefix="/secrets", tags=["secrets"])
+router = APIRouter(prefix="/secrets", tags=["secrets"], route_class=Route)
 
 Writer = Annotated[TenantSubject, Depends(require("secrets:write"))]
 

@@ -13,6 +13,7 @@ from registry.blobs.schemas import Sha256Path
 from registry.db import DatabaseDep, ReadSessionDep, WriteSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, RateLimited, Unavailable, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
+from registry.routing import Route
 from registry.serving import repository, service
 from registry.serving.front_door import FrontDoor
 from registry.serving.grants import GrantSigner, signer_for
@@ -32,8 +33,8 @@ from registry.wire import (
     require_wire_version,
 )
 
-router = APIRouter(tags=["serving"])
-openai_router = APIRouter(tags=["openai"])
+router = APIRouter(tags=["serving"], route_class=Route)
+openai_router = APIRouter(tags=["openai"], route_class=Route)
 
 _replica_key = allow("replica")
 ReplicaKey = Annotated[Subject, Depends(_replica_key)]

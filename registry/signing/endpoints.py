@@ -8,11 +8,12 @@ from fastapi import APIRouter, Depends
 
 from registry.db import ReadSessionDep, WriteSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, problem_responses
+from registry.routing import Route
 from registry.signing import repository, service
 from registry.signing.schemas import PolicyIn, PolicyOut, SigningKeyIn, SigningKeyName, SigningKeyOut
 from registry.tenants.auth import TenantSubject, require
 
-router = APIRouter(tags=["signing"])
+router = APIRouter(tags=["signing"], route_class=Route)
 
 Reader = Annotated[TenantSubject, Depends(require("adapters:read"))]
 Writer = Annotated[TenantSubject, Depends(require("signing:write"))]

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from registry.db import ReadSessionDep, WriteSessionDep
 from registry.errors import Conflict, Forbidden, Invalid, NotFound, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
+from registry.routing import Route
 from registry.tenants import repository, rotation, service
 from registry.tenants.auth import Subject, SubjectDep, allow
 from registry.tenants.keys import ADMIN
@@ -16,7 +17,7 @@ from registry.tenants.models import ApiKey, Tenant
 from registry.tenants.schemas import KeyCreated, KeyIn, KeyOut, KeyRotated, KeyRotationIn, TenantIn, TenantOut, WhoAmI
 from registry.tenants.service import Recorder
 
-router = APIRouter(tags=["tenants"])
+router = APIRouter(tags=["tenants"], route_class=Route)
 
 Admin = Annotated[Subject, Depends(allow(ADMIN))]
 KeyAdmin = Annotated[Subject, Depends(allow("keys:write"))]

@@ -17,6 +17,7 @@ from registry.blobs.store import PartedUpload
 from registry.db import Database, DatabaseDep, ReadSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, QuotaExceeded, StorageFull, TooLarge, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
+from registry.routing import Route
 from registry.tenants.auth import TenantSubject, require
 from registry.uploads import repository, service
 from registry.uploads.models import OPEN, LargeUpload
@@ -32,7 +33,7 @@ from registry.uploads.schemas import (
     UploadProgress,
 )
 
-router = APIRouter(prefix="/uploads", tags=["blobs"])
+router = APIRouter(prefix="/uploads", tags=["blobs"], route_class=Route)
 
 Writer = Annotated[TenantSubject, Depends(require("adapters:write"))]
 ERRORS = problem_responses(BadRequest, Forbidden, NotFound, Invalid)

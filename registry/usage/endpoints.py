@@ -15,6 +15,7 @@ from registry.blobs.endpoints import SettingsDep
 from registry.db import DatabaseDep, ReadSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, problem_responses
 from registry.pagination import Cursor, Limit
+from registry.routing import Route
 from registry.serving.endpoints import SAME_WIRE_VERSION, ReplicaKey, SignerDep
 from registry.tenants.auth import Subject, allow
 from registry.text import Text
@@ -22,7 +23,7 @@ from registry.usage import service
 from registry.usage.schemas import Group, UsagePage, UsageRow
 from registry.wire import UsageReply, UsageReport
 
-router = APIRouter(tags=["usage"])
+router = APIRouter(tags=["usage"], route_class=Route)
 
 Reader = Annotated[Subject, Depends(allow("usage:read"))]
 ALL_GROUPS = (Group.DAY, Group.ADAPTER, Group.KEY)

@@ -10,13 +10,14 @@ from registry.db import ReadSessionDep, WriteSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, problem_responses
 from registry.outbound import OutboundClient
 from registry.pagination import Cursor, Limit, Page, make_page
+from registry.routing import Route
 from registry.sealing import Sealer
 from registry.tenants.auth import TenantSubject, require
 from registry.webhooks import repository, service
 from registry.webhooks.models import WebhookEndpoint
 from registry.webhooks.schemas import DeliveryOut, DeliveryState, RotationIn, WebhookCreated, WebhookIn, WebhookOut, WebhookPatch
 
-router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=Route)
 
 Writer = Annotated[TenantSubject, Depends(require("webhooks:write"))]
 
