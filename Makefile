@@ -13,7 +13,7 @@ export NUMBA_CACHE_DIR := $(abspath $(CACHE))/numba
 export LORARY_TEST_REQUIRE_MODEL := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-full test-slice check chart-check bench clean
+.PHONY: help setup demo test test-full test-slice check chart-check bench clean bench-registry conformance
 
 help: ## list the targets
 	@grep -E "^[a-z-]+:.*##" $(MAKEFILE_LIST) | sed "s/:.*## /\t/"
@@ -60,6 +60,14 @@ test-slice: setup
 
 bench: setup ## the engine beside its peers; prints ratios
 	$(BIN)/python -m tests.bench.run --cache $(CACHE) $(BENCH_ARGS)
+
+bench-registry: $(STAMP) ## the registry beside MLflow on one PostgreSQL, and pushes beside raw S3; 1 where a row falls short
+	PYTHON=$(PYTHON) $(BIN)/python -m tests.bench.registry.run --cache $(CACHE) $(BENCH_ARGS)
+
+SCHEMATHESIS := $(CACHE)/schemathesis
+conformance: $(STAMP) ## schemathesis over the whole OpenAPI document, as a tenant and as an admin; CONFORMANCE_ARGS="--seconds 600 --seed 2"
+	[ -x $(SCHEMATHESIS)/bin/st ] || { $(PYTHON) -m venv $(SCHEMATHESIS) && $(SCHEMATHESIS)/bin/pip install -q --disable-pip-version-check -r tests/conformance/requirements.txt; }
+	$(BIN)/python -m tests.conformance.run --schemathesis $(SCHEMATHESIS)/bin/st $(CONFORMANCE_ARGS)
 
 clean:
 	rm -rf $(CACHE)/demo build *.egg-info

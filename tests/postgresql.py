@@ -22,22 +22,25 @@ ACCOUNTS = ("lorary_app", "lorary_system", "lorary_owner")
 
 
 class PostgreSQL:
-    """One server over a socket in `folder`. Our three accounts need their passwords, the superuser does not."""
+    """One server over a socket in `folder`. Our three accounts need their passwords, the superuser does not.
 
-    def __init__(self, folder: Path) -> None:
+    `durable` as PostgreSQL comes; else without waiting for the disk, for tests.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
         import pgserver
 
         self._server = pgserver.get_server(folder)
         self._numbers = itertools.count()
         self._clean: list[str] = []
         self._host = self._server.get_uri().partition("host=")[2]
-        self._configure(folder)
+        self._configure(folder, durable=durable)
         self.execute("CREATE ROLE lorary_owner LOGIN CREATEROLE PASSWORD 'lorary_owner-secret'")
 
-    def _configure(self, folder: Path) -> None:
+    def _configure(self, folder: Path, *, durable: bool) -> None:
         hba = folder / "pg_hba.conf"
         hba.write_text(f"local all {','.join(ACCOUNTS)} scram-sha-256\n" + hba.read_text())
-        for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
+        for setting in () if durable else ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
             self.execute(f"ALTER SYSTEM SET {setting}")
         self.execute("SELECT pg_reload_conf()")
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,20 @@ MIB = 1 << 20
 INLINE_MIB, PART_MIB = 64, 16
 
 
+@dataclass(frozen=True)
+class Pushed:
+    """Median seconds of a push and of the raw calls that it cannot do without; `bar`: how many times those it may take."""
+
+    name: str
+    ours_s: float
+    raw_s: float
+    bar: float
+
+    @property
+    def ratio(self) -> float:
+        return self.ours_s / self.raw_s
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=5)
@@ -55,16 +70,22 @@ def main() -> None:
     options = arguments.parse_args()
     configure_logging(format="json", level="WARNING")
     print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; medians of {options.rounds} rounds")
+    for one in run(rounds=options.rounds, large_mib=options.large_mib):
+        print(f"{one.name}: {one.ours_s:.2f} s / {one.raw_s:.2f} s = {one.ratio:.2f} (bar {one.bar})")
+
+
+def run(*, rounds: int, large_mib: int) -> list[Pushed]:
+    """Both comparisons, on a store of their own."""
     with tempfile.TemporaryDirectory() as folder:
         server = S3Server(Path(folder))
         server.start()
         try:
-            _measure(server, Path(folder), rounds=options.rounds, large=options.large_mib * MIB)
+            return _measure(server, Path(folder), rounds=rounds, large=large_mib * MIB)
         finally:
             server.kill()
 
 
-def _measure(server: S3Server, folder: Path, *, rounds: int, large: int) -> None:
+def _measure(server: S3Server, folder: Path, *, rounds: int, large: int) -> list[Pushed]:
     settings = Settings(
         state_dir=folder / "state",
         secret_key=SecretStr(SECRET_KEY),
@@ -82,15 +103,16 @@ def _measure(server: S3Server, folder: Path, *, rounds: int, large: int) -> None
         call = Call(client=client, output=Output(), state_dir=folder)
         inline, name = INLINE_MIB * MIB, f"upload of {large // MIB} MiB in parts / raw multipart"
         push, raw_put = partial(_push, client), partial(_raw_put, server)
-        _compare("push of 64 MiB / raw PUT", push, raw_put, size=inline, rounds=rounds, bar=1.5)
+        pushed = [_compare("push of 64 MiB / raw PUT", push, raw_put, size=inline, rounds=rounds, bar=1.5)]
         parts, raw_parts = partial(_push_parts, call, folder), partial(_raw_multipart, server)
-        _compare(name, parts, raw_parts, size=large, rounds=rounds, bar=2.5)
+        pushed.append(_compare(name, parts, raw_parts, size=large, rounds=rounds, bar=2.5))
     stop.set()
     worker.join()
     database.close()
+    return pushed
 
 
-def _compare(name: str, ours: Callable[[bytes], None], raw: Callable[[bytes], None], *, size: int, rounds: int, bar: float) -> None:
+def _compare(name: str, ours: Callable[[bytes], None], raw: Callable[[bytes], None], *, size: int, rounds: int, bar: float) -> Pushed:
     times: dict[str, list[float]] = {"ours": [], "raw": []}
     for number in range(rounds + 1):
         for who, act in (("ours", ours), ("raw", raw)):
@@ -99,8 +121,7 @@ def _compare(name: str, ours: Callable[[bytes], None], raw: Callable[[bytes], No
             act(data)
             if number:  # the first round warms both
                 times[who].append(time.perf_counter() - started)
-    ours_s, raw_s = statistics.median(times["ours"]), statistics.median(times["raw"])
-    print(f"{name}: {ours_s:.2f} s / {raw_s:.2f} s = {ours_s / raw_s:.2f} (bar {bar})")
+    return Pushed(name, statistics.median(times["ours"]), statistics.median(times["raw"]), bar)
 
 
 def _push(client: RegistryClient, data: bytes) -> None:
