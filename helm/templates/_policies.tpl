@@ -80,6 +80,14 @@ spec:
 {{ include "lorary.egress" (dict "to" .Values.networkPolicy.egress.s3To "ports" $ports) }}
 {{- end -}}
 
+{{- define "lorary.egressTracing" -}}
+{{- if .Values.tracing.endpoint -}}
+{{- with .Values.networkPolicy.egress -}}
+{{ include "lorary.egress" (dict "to" .tracingTo "ports" .tracingPorts) }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "lorary.egressOutbound" -}}
 {{- with .Values.networkPolicy.egress -}}
 {{ include "lorary.egress" (dict "to" .outboundTo "ports" .outboundPorts) }}

@@ -25,6 +25,12 @@
 - {name: LORARY_METRICS_PORT, value: {{ .Values.metrics.port | quote }}}
 {{- end -}}
 
+{{- define "lorary.tracingEnv" -}}
+{{- with .Values.tracing.endpoint -}}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+{{- end -}}
+{{- end -}}
+
 {{/* Helm reads whole numbers as floats: 20971520 must not become 2.097152e+07. */}}
 {{- define "lorary.text" -}}
 {{- if and (kindIs "float64" .) (eq . (floor .)) -}}{{ printf "%.0f" . }}{{- else -}}{{ . }}{{- end -}}

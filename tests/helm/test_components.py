@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.helm.charts import (
     EXAMPLES,
@@ -20,6 +21,7 @@ from tests.helm.charts import (
     secret_files,
     variables,
 )
+from tests.helm.generate import CHART
 
 # ---- every pod ----
 
@@ -314,3 +316,27 @@ def test_monitors_find_the_port_that_pods_have() -> None:
     template = one(manifests, "Deployment", "-runtime-cached")["spec"]["template"]
     assert replicas["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     assert replicas["podMetricsEndpoints"][0]["port"] in {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+
+
+def test_alerts_and_dashboards_are_the_files_beside_the_chart() -> None:
+    manifests = rendered("everything")
+    for file in sorted((CHART / "alerts").glob("*.yaml")):
+        rule = one(manifests, "PrometheusRule", f"-{file.stem}")
+        assert rule["spec"] == yaml.safe_load(file.read_text()), "their own {{ $labels }} is Prometheus' to fill in"
+        assert rule["metadata"]["labels"]["release"] == "prometheus"
+    boards = one(manifests, "ConfigMap", "-dashboards")
+    assert boards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert boards["data"] == {file.name: file.read_text() for file in (CHART / "dashboards").glob("*.json")}
+    assert boards["data"]
+    assert kinds(rendered("production"), "PrometheusRule") == kinds(rendered("production"), "ConfigMap") == []
+
+
+def test_traces_go_to_the_collector_that_is_named_and_the_policies_let_them() -> None:
+    everything, silent = rendered("everything"), rendered("production")
+    for name, container_name in (("-api", "api"), ("-worker-cpu", "worker"), ("-runtime-cached", "runtime")):
+        env = variables(container(one(everything, "Deployment", name), container_name))
+        assert env["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://otel-collector.monitoring:4318"
+    for name in ("-api", "-worker-cpu", "-runtime"):
+        assert "4318" in str(one(everything, "NetworkPolicy", name)["spec"]["egress"])
+        assert "4318" not in str(one(silent, "NetworkPolicy", name)["spec"]["egress"])
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in variables(container(one(silent, "Deployment", "-api"), "api"))

@@ -30,7 +30,10 @@ from tests.servers import free_ports
 from workers.watching import watched
 
 OURS = {"LORARY_SECRETS_DIR", "POD_IP"}
-OTHERS = {"HOME", "NUMBA_CACHE_DIR", "HF_HUB_DISABLE_TELEMETRY", "HF_ENDPOINT", "HF_TOKEN_PATH"} | {"TZ", "HTTPS_PROXY"}
+OTHERS = {"HOME", "NUMBA_CACHE_DIR", "HF_HUB_DISABLE_TELEMETRY", "HF_ENDPOINT", "HF_TOKEN_PATH", "OTEL_EXPORTER_OTLP_ENDPOINT"} | {
+    "TZ",
+    "HTTPS_PROXY",
+}
 
 
 def read_by_programs() -> set[str]:
