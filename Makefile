@@ -7,6 +7,7 @@ STAMP  := $(VENV)/.installed
 MODEL  := $(CACHE)/models/smollm2-135m-instruct/model.safetensors
 CHECKOV := $(CACHE)/checkov/bin/checkov
 SLICE  ?= 4
+JOBS   ?= 2
 SEED   ?= $(shell git rev-parse --short=8 HEAD 2>/dev/null || echo 0)
 
 export NUMBA_CACHE_DIR := $(abspath $(CACHE))/numba
@@ -41,7 +42,7 @@ check: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 test: setup check ## every check within the budget
-	$(BIN)/pytest -m 'not full' $(PYTEST_ARGS)
+	$(BIN)/pytest -m 'not full' -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 test-full: setup check $(CHECKOV) ## the slow tests too
 	LORARY_CHECKOV=$(abspath $(CHECKOV)) $(BIN)/pytest $(PYTEST_ARGS)
