@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anybody imports Triton, which reads it then, in parts
+
 from tests.postgresql import postgresql_server
 from tests.servers import s3_server
 

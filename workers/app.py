@@ -12,6 +12,8 @@ from typing import Any
 
 import structlog
 from celery import Celery, bootsteps, signals
+from celery.platforms import EX_OK
+from celery.worker import state
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
@@ -129,6 +131,7 @@ def run_with_broker(settings: Settings, *, worker: Worker, relay: Relay, stop: t
     beside = [
         threading.Thread(target=relay.run, args=(stop,), name="relay"),
         threading.Thread(target=worker.run, args=(stop,), name="poll"),
+        threading.Thread(target=_end_consumer, args=(stop,), name="end"),
     ]
     for thread in beside:
         thread.start()
@@ -139,6 +142,13 @@ def run_with_broker(settings: Settings, *, worker: Worker, relay: Relay, stop: t
         stop.set()
         for thread in beside:
             thread.join()
+
+
+def _end_consumer(stop: threading.Event) -> None:
+    """A SIGTERM that comes before Celery has its own handler is heard by ours alone: tell the consumer what Celery's would."""
+    stop.wait()
+    if state.should_stop is None:
+        state.should_stop = EX_OK
 
 
 class Wakeful(bootsteps.StartStopStep):  # type: ignore[misc]

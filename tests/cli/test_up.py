@@ -150,6 +150,7 @@ def test_doctor_finds_the_installation_sound_and_tells_of_restarts(shared: Up) -
         "disk space": "ok",
         "database schema": "ok",
         "blobs": "ok",
+        "garbage": "ok",
         "secrets": "ok",
         "supervisor": "warning",
         "api": "ok",

@@ -55,12 +55,13 @@ def test_requests_are_counted_by_template_never_by_path(client: TestClient, make
 @pytest.mark.sqlite
 def test_every_route_is_named_as_the_openapi_document_names_it(client: TestClient) -> None:
     documented = set(client.get("/openapi.json").json()["paths"])
-    for path in documented:
-        client.get(path.replace("{", "").replace("}", ""))
-        client.post(path.replace("{", "").replace("}", ""))
+    called = {path.replace("{", "").replace("}", "") for path in documented}
+    for path in called:
+        client.get(path)
+        client.post(path)
     seen = {labels["route"] for name, labels in labelsets(METRICS.collect()) if name == "lorary_http_requests_total"}
     assert documented <= seen
-    assert seen - documented <= {"unmatched", "/held"}, "a route outside the document: is it bounded?"
+    assert not seen & (called - documented), "a path that somebody called became a label"
 
 
 @pytest.mark.sqlite

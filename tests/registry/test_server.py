@@ -38,6 +38,12 @@ class Api:
         """Children that serve: multiprocessing has one more, which tracks resources."""
         return [child for child in psutil.Process(self.process.pid).children() if serves(child)]
 
+    def exports(self, worker: int) -> bool:
+        """A worker exports as soon as it serves."""
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.metrics_port + worker), timeout=5):
+            return True
+        return False
+
     def answers(self) -> bool:
         try:
             return httpx2.get(f"{self.url}/livez", timeout=5).status_code == 200
@@ -77,7 +83,7 @@ def running(settings: Settings) -> Iterator[Api]:
     process = subprocess.Popen([sys.executable, "-m", "registry"], env=environment, start_new_session=True)
     api = Api(process, f"http://127.0.0.1:{port}", metrics_port=metrics_port)
     try:
-        eventually(lambda: api.answers() and len(api.workers()) == NUM_WORKERS)
+        eventually(lambda: api.answers() and len(api.workers()) == NUM_WORKERS and all(map(api.exports, range(NUM_WORKERS))))
         yield api
     finally:
         with suppress(ProcessLookupError):

@@ -1,13 +1,9 @@
-"""The three backends by name. The GPU's kernels run under Triton's interpreter, which must be chosen before Triton is imported."""
+"""The three backends by name. The GPU's kernels run under Triton's interpreter: see tests/conftest.py."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from gpu_runtime.kernels.backend import Kernels, select_backend
 
