@@ -17,7 +17,7 @@ from registry.jobs.models import Job
 from registry.jobs.service import Claim
 from workers.shell import Attempt, JobKind, Publish, Worker, backoff_s
 
-LEASE_S = 0.6
+LEASE_S = 1.2
 
 
 class Ledger:
