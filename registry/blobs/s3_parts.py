@@ -12,10 +12,15 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
+import structlog
+
 from registry.blobs.s3_bucket import KeyMissing, KeyTaken, S3Bucket
 from registry.blobs.s3_read import stream_range
-from registry.blobs.s3_upload import is_whole, size_of
+from registry.blobs.s3_upload import S3Upload, is_whole, size_of
 from registry.blobs.store import PartedUpload, UploadLost, digest_mismatch, refuse_excess, refuse_part_size, upload_lost
+from registry.errors import Unavailable
+
+log = structlog.get_logger(__name__)
 
 # one CopyObject takes up to 5 GiB, but answers late; pieces answer within any time-out
 COPY_BYTES = 256 << 20
@@ -82,12 +87,29 @@ class S3Parts:
         if found != sha256:
             self.discard_parts(upload)
             raise digest_mismatch(found, named=sha256)
+        self._place(upload, address, sha256=sha256, check=check)
+        self._bucket.call("delete_object", self._key(upload))
+
+    def _place(self, upload: PartedUpload, address: str, *, sha256: str, check: Callable[[], None]) -> None:
         try:
             self._copy(upload, address, check=check, IfNoneMatch="*")
         except KeyTaken:
             if not is_whole(self._bucket, address, sha256=sha256, size=upload.size):
                 self._copy(upload, address, check=check)
-        self._bucket.call("delete_object", self._key(upload))
+        except Unavailable:  # some stores fail at copying alone, again and again: what can be read and written can be carried
+            log.warning("blob_store.copy_failed", key=address)
+            self._carry(upload, address, sha256=sha256, check=check)
+
+    def _carry(self, upload: PartedUpload, address: str, *, sha256: str, check: Callable[[], None]) -> None:
+        """The copy through this process. Raises Unavailable where the store is away as a whole."""
+        carried = S3Upload(self._bucket, address, sha256=sha256, max_bytes=upload.size, executor=self._executor)
+        try:
+            for chunk in stream_range(self._bucket, self._key(upload), start=0, length=upload.size):
+                carried.write(chunk)
+                check()
+            carried.commit()
+        finally:
+            carried.abort()
 
     def discard_parts(self, upload: PartedUpload) -> None:
         self._abort(self._key(upload), upload.handle)

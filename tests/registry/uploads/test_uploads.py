@@ -15,9 +15,11 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from registry.blobs.s3 import S3BlobStore
+from registry.blobs.s3_bucket import S3Bucket
 from registry.blobs.store import BlobStore, UploadLost
 from registry.config import Settings
 from registry.db import Database, utc_now
+from registry.errors import Unavailable
 from registry.uploads.models import LargeUpload
 from tests.registry.conftest import MakeTenant, bearer
 from tests.registry.uploads.conftest import PART
@@ -90,6 +92,26 @@ def test_going_on_where_it_stopped(client: TestClient, key: Key, finalise: Final
     assert complete(client, key, upload).status_code == 202
     assert finalise()
     assert look(client, key, upload)["state"] == "done"
+
+
+@pytest.mark.parametrize("kind", ["s3 through the API"], indirect=True)
+def test_a_store_that_cannot_copy_gets_the_bytes_once_more(
+    client: TestClient, key: Key, finalise: Finalise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = S3Bucket.call
+
+    def without_copy(bucket: S3Bucket, operation: str, at: str, **arguments: Any) -> Any:
+        if operation == "copy_object":
+            raise Unavailable("an internal error", retry_after_s=1)
+        return call(bucket, operation, at, **arguments)
+
+    monkeypatch.setattr(S3Bucket, "call", without_copy)
+    upload = begin(client, key)
+    send(client, key, upload, 1, 2, 3)
+    assert complete(client, key, upload).status_code == 202
+    assert finalise()
+    assert look(client, key, upload)["state"] == "done"
+    assert client.get(f"/api/v1/blobs/{SHA}", headers=key).content == DATA
 
 
 def test_wrong_bytes_are_rejected_and_removed(client: TestClient, key: Key, finalise: Finalise, store: BlobStore) -> None:
