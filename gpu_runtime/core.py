@@ -33,6 +33,8 @@ class SamplingParams:
     Penalties and `logit_bias` change the logits before anything else. `frequency_penalty` and `presence_penalty` count the
     output alone (OpenAI); `repetition_penalty` divides what prompt or output holds (CTRL, arXiv 1909.05858, section 4.1).
 
+    `deterministic` pins a request to unmerged mode, whose results no neighbour and no change of mode can touch by a bit.
+
     Raises ValueError naming the field, the value and what is allowed.
     """
 
@@ -49,6 +51,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")

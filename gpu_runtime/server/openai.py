@@ -99,6 +99,7 @@ class GenerationRequest(Closed):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     logit_bias: Annotated[dict[int, Bias] | None, Field(max_length=MAX_BIASES), BeforeValidator(_biases)] = None
+    deterministic: bool | None = None  # never in merged mode: bitwise the same whatever else is served
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationRequest:
@@ -151,6 +152,7 @@ class GenerationRequest(Closed):
             presence_penalty=self.presence_penalty or 0.0,
             repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
             logit_bias=tuple((self.logit_bias or {}).items()),
+            deterministic=bool(self.deterministic),
         )
 
 

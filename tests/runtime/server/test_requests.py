@@ -209,10 +209,13 @@ def test_every_sampling_parameter_reaches_the_engine() -> None:
         "presence_penalty": -0.5,
         "repetition_penalty": 1.2,
         "logit_bias": {"50256": -100, "7": 2.5},
+        "deterministic": True,
     }
     params = chat(**given).sampling(max_tokens=1)
     assert (params.min_p, params.frequency_penalty, params.presence_penalty, params.repetition_penalty) == (0.1, 1.0, -0.5, 1.2)
     assert params.logit_bias == ((50256, -100.0), (7, 2.5))
+    assert params.deterministic
+    assert not chat().sampling(max_tokens=1).deterministic
 
 
 @pytest.mark.parametrize(
