@@ -39,11 +39,6 @@ def cheapest_to_lose(idle: Iterable[IdleAdapter]) -> IdleAdapter:
     return min(idle, key=lambda adapter: (adapter.wanted, adapter.chance * _byte_cost(adapter), adapter.last_used))
 
 
-def least_recently_used(idle: Iterable[IdleAdapter]) -> IdleAdapter:
-    """The peer that `cheapest_to_lose` is measured against: unwanted before wanted, then longest unused."""
-    return min(idle, key=lambda adapter: (adapter.wanted, adapter.last_used))
-
-
 def _byte_cost(adapter: IdleAdapter) -> float:
     return 1.0 if adapter.on_host else 1.0 + PULL_COST
 

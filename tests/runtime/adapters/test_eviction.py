@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gpu_runtime.adapters.eviction import HALF_LIFE_USES, IdleAdapter, ReuseHistory, cheapest_to_lose, least_recently_used
+from gpu_runtime.adapters.eviction import HALF_LIFE_USES, IdleAdapter, ReuseHistory, cheapest_to_lose
 from gpu_runtime.core import AdapterKey
-from tests.bench.eviction import replay
+from tests.bench.eviction import least_recently_used, replay
 from tests.bench.workload import SloraTrace
 
 A, B, C = (AdapterKey("t", name * 64) for name in "abc")

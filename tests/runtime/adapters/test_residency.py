@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gpu_runtime.adapters.eviction import IdleAdapter, least_recently_used
+from gpu_runtime.adapters.eviction import IdleAdapter, cheapest_to_lose
 from gpu_runtime.adapters.flights import Executor
 from gpu_runtime.adapters.host import HostCache
 from gpu_runtime.adapters.image import AdapterImage
@@ -198,7 +198,7 @@ def test_slots_run_out_like_pages() -> None:
 
 def test_eviction_order_spares_the_wanted() -> None:
     idle = [IdleAdapter(A, 2, last_used=1, wanted=True), IdleAdapter(B, 2, last_used=3, wanted=False), IdleAdapter(C, 2, 2, wanted=False)]
-    assert least_recently_used(idle).key == C
+    assert cheapest_to_lose(idle).key == C
 
 
 # ---- drop ----
