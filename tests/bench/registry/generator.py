@@ -25,11 +25,15 @@ WARM_UP_S = 0.5
 
 @dataclass
 class Sample:
-    """What one run saw: latencies in seconds of replies with the expected status, and what else came back."""
+    """What one run saw: latencies in seconds of replies with the expected status, and what else came back.
+
+    `num_replies` counts every one, the warm-up's too: what the server's processor time was spent on.
+    """
 
     seconds: float
     latencies: list[float]
     others: Counter[str] = field(default_factory=Counter)
+    num_replies: int = 0
 
     @property
     def per_s(self) -> float:
@@ -82,6 +86,7 @@ class _Client(asyncio.Protocol):
         if head_end < 0 or not _is_complete(self._received, head_end):
             return
         now = time.perf_counter()
+        self._sample.num_replies += 1
         status, self._received = self._received[9:12], b""
         if self._opens_at <= self._sent_at and now < self._closes_at:
             if status == self._status:

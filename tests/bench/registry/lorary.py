@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
@@ -43,7 +44,7 @@ class Lorary:
         self._tokens = self._fill(server, database)
         self.process: subprocess.Popen[bytes] = self._start()
         self._blobs = self._upload()
-        self._pushed = count()
+        self._pushed: Counter[str] = Counter()
 
     def _start(self) -> subprocess.Popen[bytes]:
         given = {"STATE_DIR": self._folder, "SECRET_KEY": SECRET_KEY, "PORT": self.port, "API_WORKERS": self.world.workers}
@@ -109,7 +110,7 @@ class Lorary:
     def requests(self, operation: str, *, client: int) -> Iterator[bytes]:
         names = self.world.names(client)
         if operation == "create version":
-            return (self._push(name) for name in names)
+            return (self._push(name, client) for name in names)
         if operation == "alias move":
             return (self._move(name, number, client) for name, number in zip(names, _turns(self.world, client), strict=False))
         if operation == "resolve":
@@ -117,10 +118,13 @@ class Lorary:
         assert operation == "list", operation
         return cycle([self._request("GET", f"/api/v1/adapters?limit={PAGE}", client)])
 
-    def _push(self, name: str) -> bytes:
-        turn = next(self._pushed)
-        files = {path: digests[(turn // self.world.adapters) % len(digests)] for path, digests in self._blobs.items()}
-        return self._request("POST", f"/api/v1/adapters/{name}/versions", turn % self.world.clients, body={"files": files})
+    def _push(self, name: str, client: int) -> bytes:
+        """Content that the adapter does not have yet, in whichever round."""
+        turn = self._pushed[name]
+        assert turn < NOTES, f"{name} was pushed {NOTES} times; measure with more adapters or for a shorter time"
+        self._pushed[name] += 1
+        files = {path: digests[turn % len(digests)] for path, digests in self._blobs.items()}
+        return self._request("POST", f"/api/v1/adapters/{name}/versions", client, body={"files": files})
 
     def _move(self, name: str, number: int, client: int) -> bytes:
         headers = {"If-Match": "*"}

@@ -63,6 +63,7 @@ class Round:
     median_ms: float
     p99_ms: float
     server_cpu_s: float
+    per_server_cpu_s: float
     own_cpu_s: float
     load: float
     others: dict[str, int]
@@ -72,18 +73,21 @@ def turn(side: Side, operation: str, world: World, *, seconds: float) -> Round:
     clients = [side.requests(operation, client=number) for number in range(world.clients)]
     cpu, own = cpu_s(side.process), time.process_time()
     sample: Sample = measure(clients, port=side.port, status=side.statuses[operation], seconds=seconds)
+    server_cpu_s = cpu_s(side.process) - cpu
     done = Round(
         per_s=sample.per_s,
         median_ms=1000 * sample.median,
         p99_ms=1000 * sample.quantile(0.99),
-        server_cpu_s=cpu_s(side.process) - cpu,
+        server_cpu_s=server_cpu_s,
+        per_server_cpu_s=sample.num_replies / server_cpu_s,
         own_cpu_s=time.process_time() - own,
         load=os.getloadavg()[0],
         others=dict(sample.others),
     )
     print(
         f"  {operation:<15} {side.name:<7} {done.per_s:>7.0f}/s  median {done.median_ms:>7.1f} ms  p99 {done.p99_ms:>7.1f} ms  "
-        f"cpu server {done.server_cpu_s:>4.1f} s, generator {done.own_cpu_s:.1f} s, load {done.load:.1f} {done.others or ''}",
+        f"cpu server {done.server_cpu_s:>4.1f} s ({done.per_server_cpu_s:.0f} operations/s of it), "
+        f"generator {done.own_cpu_s:.1f} s, load {done.load:.1f} {done.others or ''}",
         flush=True,
     )
     return done
@@ -118,6 +122,15 @@ def _per_s(one: Round) -> float:
 
 def _p99(one: Round) -> float:
     return one.p99_ms
+
+
+def _efficiency(found: dict[str, dict[str, list[Round]]]) -> list[str]:
+    """For the reader, without a bar: what is left when waits, the generator and the machine's other users are taken away."""
+    lines = []
+    for operation, by_side in found.items():
+        sides = (f"{name} {_median(taken, lambda one: one.per_server_cpu_s):.0f}" for name, taken in by_side.items() if taken)
+        lines.append(f"{operation:<44} {', '.join(sides)}")
+    return lines
 
 
 def _median(rounds: list[Round], of: Callable[[Round], float]) -> float | None:
@@ -157,6 +170,9 @@ def main() -> None:
     made = rows(found)
     if not options.without_pushes:
         made += [Row(one.name, one.ours_s, one.raw_s, one.bar, True, "s") for one in blob_push.run(rounds=options.rounds, large_mib=192)]
+    print("\noperations a second of the servers' processor time (PostgreSQL's apart)")
+    for line in _efficiency(found):
+        print(line)
     print(f"\n{'':<44} {'ours':>9} {'theirs':>9} {'':<6} {'ratio':>6} {'bar':>8}")
     for row in made:
         print(row.line())
