@@ -26,6 +26,8 @@ class AdapterTables(Protocol):
     @property
     def stored_codes(self) -> tuple[int, ...]: ...
 
+    def code_of(self, slot: int) -> int: ...
+
 
 @dataclass(frozen=True)
 class LoraSites:
@@ -80,8 +82,26 @@ class DecoderSpec:
     down: LoraSites
 
 
+@dataclass(frozen=True, eq=False)
+class BaseMatrix:
+    """One matrix of a decoder: its layer, the targets that it stacks, its base weights, which nothing ever writes to."""
+
+    layer: int
+    sites: LoraSites
+    weight: PackedWeight
+
+
 class Decoder(Protocol):
     """All layers of a model, bound to its weights and to the pool."""
+
+    @property
+    def matrices(self) -> Sequence[BaseMatrix]:
+        """Every matrix that a delta can be merged into, in layer order."""
+        ...
+
+    def point(self, index: int, weight: PackedWeight) -> None:
+        """Steps from now on use `weight` in the place of `matrices[index]`; its own weight points back. Between steps only."""
+        ...
 
     def __call__(self, x: torch.Tensor, *, batch: ForwardBatch) -> torch.Tensor:
         """Hidden states (T, D) after the last layer, before the final norm. K and V of the batch are written to the pool."""
@@ -132,6 +152,24 @@ class Kernels(Protocol):
         In place. x (T, D), y (T, O), pool uint8 (P, page_bytes). Rows whose slot is -1 are left alone, bit for bit, and so
         are targets of rank 0. Accumulates in f32 whatever the rows are stored as; a row's result does not depend on the
         other rows of the batch; bytes beyond a row's length and ranks beyond the true one are never read.
+        """
+        ...
+
+    def merge(
+        self,
+        out: torch.Tensor,
+        *,
+        weight: PackedWeight,
+        pool: torch.Tensor,
+        tables: AdapterTables,
+        slot: int,
+        layer: int,
+        sites: LoraSites,
+    ) -> None:
+        """Semantics: out = W + scale * B @ A for each target of `sites` that `slot` touches at `layer`, W elsewhere.
+
+        `weight` packed from W (O, D); `out` of the shape, dtype and order of `weight.data`, which is only read. One rounding:
+        the sum is f32 and becomes `out`'s dtype once.
         """
         ...
 

@@ -8,22 +8,14 @@ where each capital is a base matrix plus the LoRA delta of each token's slot.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from gpu_runtime.kernels.backend import AdapterTables, DecoderSpec, Kernels, LayerWeights, LoraSites, PackedWeight
+from gpu_runtime.kernels.backend import AdapterTables, BaseMatrix, DecoderSpec, Kernels, LayerWeights, LoraSites, PackedWeight
 from gpu_runtime.kernels.batch import ForwardBatch
 
-
-@dataclass(frozen=True, eq=False)
-class _PackedLayer:
-    attention_norm: torch.Tensor
-    qkv: PackedWeight
-    o: PackedWeight
-    mlp_norm: torch.Tensor
-    gate_up: PackedWeight
-    down: PackedWeight
+NUM_MATRICES = 4  # of a layer: qkv, o, gate_up, down
+QKV, O_PROJ, GATE_UP, DOWN = range(NUM_MATRICES)
 
 
 class OpByOpDecoder:
@@ -41,45 +33,51 @@ class OpByOpDecoder:
     ) -> None:
         self._kernels = kernels
         self._spec = spec
-        self._layers = [_packed(layer, kernels) for layer in layers]
+        self._norms = [(layer.attention_norm, layer.mlp_norm) for layer in layers]
+        self.matrices = base_matrices(spec, [[kernels.pack(weight) for weight in layer_matrices(layer)] for layer in layers])
+        self._weights = [matrix.weight for matrix in self.matrices]
         self._kv = kv
         self._pool = pool
         self._tables = tables
 
+    def point(self, index: int, weight: PackedWeight) -> None:
+        self._weights[index] = weight
+
     def __call__(self, x: torch.Tensor, *, batch: ForwardBatch) -> torch.Tensor:
         delta: torch.Tensor | None = None
-        for index, layer in enumerate(self._layers):
-            h = self._kernels.rms_norm(x, weight=layer.attention_norm, eps=self._spec.eps, added=delta)
-            delta = self._attention(h, layer=layer, index=index, batch=batch)
-            h = self._kernels.rms_norm(x, weight=layer.mlp_norm, eps=self._spec.eps, added=delta)
-            delta = self._mlp(h, layer=layer, index=index, batch=batch)
+        for layer, (attention_norm, mlp_norm) in enumerate(self._norms):
+            h = self._kernels.rms_norm(x, weight=attention_norm, eps=self._spec.eps, added=delta)
+            delta = self._attention(h, layer=layer, batch=batch)
+            h = self._kernels.rms_norm(x, weight=mlp_norm, eps=self._spec.eps, added=delta)
+            delta = self._mlp(h, layer=layer, batch=batch)
         return x if delta is None else x + delta
 
-    def _attention(self, h: torch.Tensor, *, layer: _PackedLayer, index: int, batch: ForwardBatch) -> torch.Tensor:
+    def _attention(self, h: torch.Tensor, *, layer: int, batch: ForwardBatch) -> torch.Tensor:
         spec = self._spec
-        qkv = self._adapted(h, weight=layer.qkv, sites=spec.qkv, index=index, batch=batch)
-        self._kernels.rope_kv_write(qkv, num_heads=spec.num_heads, rope=spec.rope, kv=self._kv, layer=index, batch=batch)
-        attended = self._kernels.paged_attention(qkv, num_heads=spec.num_heads, kv=self._kv, layer=index, batch=batch)
-        return self._adapted(attended, weight=layer.o, sites=spec.o, index=index, batch=batch)
+        qkv = self._adapted(h, which=QKV, layer=layer, batch=batch)
+        self._kernels.rope_kv_write(qkv, num_heads=spec.num_heads, rope=spec.rope, kv=self._kv, layer=layer, batch=batch)
+        attended = self._kernels.paged_attention(qkv, num_heads=spec.num_heads, kv=self._kv, layer=layer, batch=batch)
+        return self._adapted(attended, which=O_PROJ, layer=layer, batch=batch)
 
-    def _mlp(self, h: torch.Tensor, *, layer: _PackedLayer, index: int, batch: ForwardBatch) -> torch.Tensor:
-        gate_up = self._adapted(h, weight=layer.gate_up, sites=self._spec.gate_up, index=index, batch=batch)
-        inner = self._kernels.silu_mul(gate_up)
-        return self._adapted(inner, weight=layer.down, sites=self._spec.down, index=index, batch=batch)
+    def _mlp(self, h: torch.Tensor, *, layer: int, batch: ForwardBatch) -> torch.Tensor:
+        gate_up = self._adapted(h, which=GATE_UP, layer=layer, batch=batch)
+        return self._adapted(self._kernels.silu_mul(gate_up), which=DOWN, layer=layer, batch=batch)
 
-    def _adapted(self, x: torch.Tensor, *, weight: PackedWeight, sites: LoraSites, index: int, batch: ForwardBatch) -> torch.Tensor:
+    def _adapted(self, x: torch.Tensor, *, which: int, layer: int, batch: ForwardBatch) -> torch.Tensor:
         """The base linear plus each token's delta."""
-        y = self._kernels.linear(x, weight=weight)
-        self._kernels.lora_delta(y, x=x, pool=self._pool, tables=self._tables, layer=index, sites=sites, batch=batch)
+        at = layer * NUM_MATRICES + which
+        y = self._kernels.linear(x, weight=self._weights[at])
+        sites = self.matrices[at].sites
+        self._kernels.lora_delta(y, x=x, pool=self._pool, tables=self._tables, layer=layer, sites=sites, batch=batch)
         return y
 
 
-def _packed(layer: LayerWeights, kernels: Kernels) -> _PackedLayer:
-    return _PackedLayer(
-        attention_norm=layer.attention_norm,
-        qkv=kernels.pack(layer.qkv),
-        o=kernels.pack(layer.o),
-        mlp_norm=layer.mlp_norm,
-        gate_up=kernels.pack(layer.gate_up),
-        down=kernels.pack(layer.down),
-    )
+def layer_matrices(layer: LayerWeights) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As stored, in the order of QKV, O_PROJ, GATE_UP, DOWN."""
+    return layer.qkv, layer.o, layer.gate_up, layer.down
+
+
+def base_matrices(spec: DecoderSpec, packed: Sequence[Sequence[PackedWeight]]) -> tuple[BaseMatrix, ...]:
+    """`packed`: the matrices of each layer, in the order of `layer_matrices`."""
+    sites: tuple[LoraSites, ...] = (spec.qkv, spec.o, spec.gate_up, spec.down)
+    return tuple(BaseMatrix(layer, *pair) for layer, row in enumerate(packed) for pair in zip(sites, row, strict=True))

@@ -15,8 +15,7 @@ from gpu_runtime.core import NO_SLOT
 from gpu_runtime.kernels.backend import AdapterTables, Decoder, DecoderSpec, LayerWeights, LoraSites, PackedWeight, RopeTables
 from gpu_runtime.kernels.batch import ForwardBatch
 from gpu_runtime.kernels.decoder import OpByOpDecoder
-
-STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # by the codes of core.py
+from gpu_runtime.kernels.rows import read_factors
 
 
 class ReferenceKernels:
@@ -59,15 +58,24 @@ class ReferenceKernels:
         for start, end, slot in batch.segments:
             if slot == NO_SLOT:
                 continue
-            for target, (first, last) in zip(sites.targets, sites.spans, strict=True):
-                rank = int(tables.ranks[slot, layer, target])
-                if rank == 0:
-                    continue
-                dtype = STORED_DTYPES[int(tables.dtypes[slot])]
-                rows = tables.rows[slot, layer, target, :, :rank]
-                a = read_rows(pool, rows=rows[0], num_features=x.shape[1], dtype=dtype)
-                b = read_rows(pool, rows=rows[1], num_features=last - first, dtype=dtype)
-                y[start:end, first:last] += (x[start:end] @ a.T) * tables.scales[slot, layer, target] @ b
+            for one in read_factors(pool, tables=tables, slot=slot, layer=layer, sites=sites, depth=x.shape[1]):
+                y[start:end, one.start : one.end] += (x[start:end] @ one.a.T) @ one.b
+
+    def merge(
+        self,
+        out: torch.Tensor,
+        *,
+        weight: PackedWeight,
+        pool: torch.Tensor,
+        tables: AdapterTables,
+        slot: int,
+        layer: int,
+        sites: LoraSites,
+    ) -> None:
+        merged = weight.data.float().clone()
+        for one in read_factors(pool, tables=tables, slot=slot, layer=layer, sites=sites, depth=merged.shape[1]):
+            merged[one.start : one.end] += one.b.T @ one.a
+        out.copy_(merged)
 
     def rope_kv_write(
         self, qkv: torch.Tensor, *, num_heads: int, rope: RopeTables, kv: torch.Tensor, layer: int, batch: ForwardBatch
@@ -92,13 +100,6 @@ class ReferenceKernels:
             queries = qkv[start:end, : num_heads * head_dim].view(end - start, num_heads, head_dim)
             out[start:end] = _attend(queries, keys.to(qkv.dtype), values.to(qkv.dtype), batch.positions[start:end])
         return out
-
-
-def read_rows(pool: torch.Tensor, *, rows: torch.Tensor, num_features: int, dtype: torch.dtype) -> torch.Tensor:
-    """Rank rows as f32 (rank, num_features); `rows` are their starts in 16-byte units."""
-    flat = pool.view(-1)
-    length = num_features * dtype.itemsize
-    return torch.stack([flat[16 * row : 16 * row + length].view(dtype).float() for row in rows.tolist()])
 
 
 def read_context(kv: torch.Tensor, *, layer: int, table: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,6 +65,10 @@ class SlotTables:
         """The dtypes that installed adapters are stored in, without asking the device."""
         return tuple(sorted(set(self._codes.values())))
 
+    def code_of(self, slot: int) -> int:
+        """The dtype that the adapter in `slot` is stored in, without asking the device."""
+        return self._codes[slot]
+
     def _staged(self, plan: AdapterPlan, pages: Sequence[int], scales: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = torch.full(self.rows.shape[1:], -1, dtype=torch.int32)
         ranks = torch.zeros(self.ranks.shape[1:], dtype=torch.int32)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gpu_runtime.core import NO_SLOT
-from gpu_runtime.kernels.backend import AdapterTables, DecoderSpec, LayerWeights, LoraSites
+from gpu_runtime.kernels.backend import AdapterTables, BaseMatrix, DecoderSpec, LayerWeights, LoraSites, PackedWeight
 from gpu_runtime.kernels.batch import ForwardBatch
 from gpu_runtime.kernels.cpu.attention import paged_attention, rope_kv_write
 from gpu_runtime.kernels.cpu.compiled import compiled
@@ -22,13 +22,14 @@ from gpu_runtime.kernels.cpu.lora_delta import CHUNK, lora_delta
 from gpu_runtime.kernels.cpu.sync import new_sync
 from gpu_runtime.kernels.cpu.team import Team
 from gpu_runtime.kernels.cpu.vectors import PANEL
+from gpu_runtime.kernels.decoder import DOWN, GATE_UP, NUM_MATRICES, O_PROJ, QKV, base_matrices, layer_matrices
 
 Array = np.ndarray[Any, Any]
 PHASES = 13  # of one layer
 
 
 class Weights(NamedTuple):
-    """All layers stacked: norms (L, D), matrices packed (L, panels, in, PANEL)."""
+    """All layers stacked: norms (L, D); int64 (L) addresses of packed matrices (panels, in, PANEL), each one for itself."""
 
     attention_norm: Array
     qkv: Array
@@ -154,7 +155,8 @@ class CompiledDecoder:
         if kv.dtype != torch.float32:
             raise ValueError(f"kv_dtype is {kv.dtype}; the CPU backend keeps K and V in float32")
         self._team = team
-        self._weights = _stacked(layers)
+        self.matrices = base_matrices(spec, _packed(layers))
+        self._weights = _weights(layers, self.matrices)
         self._adapters = adapter_arrays(pool, tables)
         self._sites = [site_arrays(sites) for sites in (spec.qkv, spec.o, spec.gate_up, spec.down)]
         self._rope = spec.rope.cos.numpy(), spec.rope.sin.numpy()
@@ -164,6 +166,10 @@ class CompiledDecoder:
         self._scratch = [np.empty(0, np.float32)] * team.size
         self._widths = (layers[0].qkv.shape[0], layers[0].o.shape[1], layers[0].gate_up.shape[0], layers[0].down.shape[1])
         self._run(_empty_step(), np.empty((0, layers[0].o.shape[0]), np.float32), longest=1)
+
+    def point(self, index: int, weight: PackedWeight) -> None:
+        layer, which = divmod(index, NUM_MATRICES)
+        _addresses(self._weights)[which][layer] = weight.data.data_ptr()
 
     def __call__(self, x: torch.Tensor, *, batch: ForwardBatch) -> torch.Tensor:
         longest = int(batch.context_lens.max())
@@ -228,15 +234,19 @@ def _empty_step() -> Step:
     return Step(none, none, np.empty(0, np.int32), table, np.empty((0, 3), np.int32))
 
 
-def _stacked(layers: Sequence[LayerWeights]) -> Weights:
+def _packed(layers: Sequence[LayerWeights]) -> list[list[PackedWeight]]:
+    return [[PackedWeight(pack(weight), weight.shape[0]) for weight in layer_matrices(layer)] for layer in layers]
+
+
+def _weights(layers: Sequence[LayerWeights], matrices: Sequence[BaseMatrix]) -> Weights:
     def norms(name: str) -> Array:
         return torch.stack([getattr(layer, name) for layer in layers]).float().numpy()
 
-    def packed(name: str) -> Array:
-        first = pack(getattr(layers[0], name))
-        out = torch.empty((len(layers), *first.shape))
-        for index, layer in enumerate(layers):
-            out[index] = pack(getattr(layer, name))
-        return out.numpy()
+    addresses = np.array([matrix.weight.data.data_ptr() for matrix in matrices], np.int64).reshape(-1, NUM_MATRICES)
+    qkv, o, gate_up, down = (addresses[:, which].copy() for which in (QKV, O_PROJ, GATE_UP, DOWN))
+    return Weights(norms("attention_norm"), qkv, o, norms("mlp_norm"), gate_up, down)
 
-    return Weights(norms("attention_norm"), packed("qkv"), packed("o"), norms("mlp_norm"), packed("gate_up"), packed("down"))
+
+def _addresses(weights: Weights) -> tuple[Array, ...]:
+    """In the order of QKV, O_PROJ, GATE_UP, DOWN."""
+    return weights.qkv, weights.o, weights.gate_up, weights.down

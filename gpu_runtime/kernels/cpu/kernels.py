@@ -15,11 +15,12 @@ from gpu_runtime.kernels.cpu.compiled import compiled
 from gpu_runtime.kernels.cpu.decoder import CompiledDecoder, adapter_arrays, scratch_size, site_arrays, step_arrays
 from gpu_runtime.kernels.cpu.sync import new_sync
 from gpu_runtime.kernels.cpu.team import Team
+from gpu_runtime.kernels.rows import read_factors
 
 
 @compiled
 def _linear(sync, packed, x, y, scratch):  # type: ignore[no-untyped-def]
-    linear.linear(sync, 0, packed, x, y, scratch)
+    linear.linear(sync, 0, packed.ctypes.data, x, y, scratch)
 
 
 @compiled
@@ -95,6 +96,20 @@ class CpuKernels:
     ) -> None:
         arrays = y.numpy(), x.numpy(), adapter_arrays(pool, tables), layer, site_arrays(sites), step_arrays(batch).chunks
         self._share(lambda sync, scratch: _lora_delta(sync, *arrays, scratch), max_rank=tables.rows.shape[4])
+
+    def merge(
+        self,
+        out: torch.Tensor,
+        *,
+        weight: PackedWeight,
+        pool: torch.Tensor,
+        tables: AdapterTables,
+        slot: int,
+        layer: int,
+        sites: LoraSites,
+    ) -> None:
+        factors = read_factors(pool, tables=tables, slot=slot, layer=layer, sites=sites, depth=weight.data.shape[1])
+        linear.merge(out, weight=weight.data, factors=factors)
 
     def rope_kv_write(
         self, qkv: torch.Tensor, *, num_heads: int, rope: RopeTables, kv: torch.Tensor, layer: int, batch: ForwardBatch

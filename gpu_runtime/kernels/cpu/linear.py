@@ -10,11 +10,14 @@ and every token needs only broadcasts of x. Floor, SmolLM2-135M fp32: 425 MB for
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from gpu_runtime.kernels.cpu.compiled import inlined
 from gpu_runtime.kernels.cpu.sync import claim, finish, wait
 from gpu_runtime.kernels.cpu.vectors import PANEL, TILE_TOKENS, make_tile
+from gpu_runtime.kernels.rows import Factors
 
 TOKEN_BLOCK = 64  # tokens that a panel meets while it lies in the L2 cache
 
@@ -31,6 +34,18 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     if whole < panels:
         packed[whole, :, : num_out - whole * PANEL] = weight[whole * PANEL :].T
     return packed
+
+
+def merge(out: torch.Tensor, *, weight: torch.Tensor, factors: Iterable[Factors]) -> None:
+    """See `backend.Kernels.merge`; both packed. A panel that a target shares with another one gets zeros beyond its columns."""
+    out.copy_(weight)
+    for one in factors:
+        rank, depth = one.a.shape
+        first, last = one.start // PANEL, -(-one.end // PANEL)
+        columns = torch.zeros((rank, (last - first) * PANEL))
+        columns[:, one.start - first * PANEL : one.end - first * PANEL] = one.b
+        panels = columns.view(rank, last - first, PANEL).transpose(0, 1)
+        out[first:last].baddbmm_(one.a.T.expand(last - first, depth, rank), panels)
 
 
 @inlined
@@ -65,9 +80,9 @@ def _partial_panel(weights, x, first, last, y, column, scratch):  # type: ignore
 
 @inlined
 def linear(sync, phase, packed, x, y, scratch):  # type: ignore[no-untyped-def]
-    """packed (panels, D, PANEL), x (T, D), y (T, O). An item is one panel against up to TOKEN_BLOCK tokens."""
-    num_panels, depth = packed.shape[0], packed.shape[1]
+    """packed the address of (panels, D, PANEL), x (T, D), y (T, O). An item is one panel against up to TOKEN_BLOCK tokens."""
     num_tokens, num_out = y.shape
+    num_panels, depth = (num_out + PANEL - 1) // PANEL, x.shape[1]
     num_items = num_panels * ((num_tokens + TOKEN_BLOCK - 1) // TOKEN_BLOCK)
     while True:
         item = claim(sync, phase, 1)
@@ -76,7 +91,7 @@ def linear(sync, phase, packed, x, y, scratch):  # type: ignore[no-untyped-def]
         block, panel = item // num_panels, item % num_panels
         first = block * TOKEN_BLOCK
         last = min(first + TOKEN_BLOCK, num_tokens)
-        weights = packed.ctypes.data + panel * depth * PANEL * 4
+        weights = packed + panel * depth * PANEL * 4
         column = panel * PANEL
         if column + PANEL <= num_out:
             target = y.ctypes.data + (first * num_out + column) * 4

@@ -19,7 +19,7 @@ _PART_B = tl.constexpr(1)
 
 
 @triton.jit
-def _span(which, S0: tl.constexpr, E0: tl.constexpr, S1: tl.constexpr, E1: tl.constexpr, S2: tl.constexpr, E2: tl.constexpr):  # type: ignore[no-untyped-def]
+def span_of(which, S0: tl.constexpr, E0: tl.constexpr, S1: tl.constexpr, E1: tl.constexpr, S2: tl.constexpr, E2: tl.constexpr):  # type: ignore[no-untyped-def]
     """[start, end) of the columns of y that target `which` adds to."""
     start = tl.where(which == 0, S0, tl.where(which == 1, S1, S2))
     end = tl.where(which == 0, E0, tl.where(which == 1, E1, E2))
@@ -59,7 +59,7 @@ def expand_row(  # type: ignore[no-untyped-def]
     if tl.load(dtypes + slot) != CODE:
         return
     which = tl.program_id(2)
-    start, end = _span(which, S0, E0, S1, E1, S2, E2)
+    start, end = span_of(which, S0, E0, S1, E1, S2, E2)
     if tl.program_id(1) * BLOCK_O >= end - start:
         return
     site = site_of(slot, layer, FIRST_TARGET + which, num_layers)
@@ -117,7 +117,7 @@ def expand_chunk(  # type: ignore[no-untyped-def]
     if tl.load(dtypes + slot) != CODE:
         return
     which = tl.program_id(2)
-    start, end = _span(which, S0, E0, S1, E1, S2, E2)
+    start, end = span_of(which, S0, E0, S1, E1, S2, E2)
     if tl.program_id(1) * BLOCK_O >= end - start:
         return
     site = site_of(slot, layer, FIRST_TARGET + which, num_layers)

@@ -13,7 +13,7 @@ from gpu_runtime.core import BF16, F16, F32
 from gpu_runtime.kernels.backend import AdapterTables, Decoder, DecoderSpec, LayerWeights, LoraSites, PackedWeight, RopeTables
 from gpu_runtime.kernels.batch import ForwardBatch
 from gpu_runtime.kernels.decoder import OpByOpDecoder
-from gpu_runtime.kernels.gpu import attention, elementwise, expand, rope_kv_write, shrink
+from gpu_runtime.kernels.gpu import attention, elementwise, expand, merge, rope_kv_write, shrink
 from gpu_runtime.kernels.gpu.routing import CHUNK_TOKENS, Routing, routing_of
 
 _CODE_OF = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
@@ -67,6 +67,26 @@ class GpuKernels:
         work = _Delta(y=y, x=x, pool=pool, tables=tables, layer=layer, sites=sites, slots=batch.slots, routing=routing)
         for code in tables.stored_codes:
             work.run(code)
+
+    def merge(
+        self,
+        out: torch.Tensor,
+        *,
+        weight: PackedWeight,
+        pool: torch.Tensor,
+        tables: AdapterTables,
+        slot: int,
+        layer: int,
+        sites: LoraSites,
+    ) -> None:
+        widest, num_columns = max(end - start for start, end in sites.spans), weight.data.shape[1]
+        grid = (triton.cdiv(widest, merge.BLOCK_O), triton.cdiv(num_columns, merge.BLOCK_D), len(sites.targets))
+        code = tables.code_of(slot)
+        merge.merge[grid](
+            out, weight.data, pool, tables.rows, tables.ranks, tables.scales, slot, layer, tables.rows.shape[1], tables.rows.shape[4],
+            num_columns, FIRST_TARGET=sites.targets[0], **_span_constants(sites), CODE=code,
+            PRECISION="ieee" if code == F32 else "tf32x3", BLOCK_R=16, BLOCK_O=merge.BLOCK_O, BLOCK_D=merge.BLOCK_D,
+        )  # fmt: skip
 
     def rope_kv_write(
         self, qkv: torch.Tensor, *, num_heads: int, rope: RopeTables, kv: torch.Tensor, layer: int, batch: ForwardBatch

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gpu_runtime.core import BF16
-from gpu_runtime.kernels.gpu import attention, elementwise, expand, rope_kv_write, shrink
+from gpu_runtime.kernels.gpu import attention, elementwise, expand, merge, rope_kv_write, shrink
 from gpu_runtime.kernels.gpu.routing import CHUNK_TOKENS
 
 WIDE = 16  # arguments that are multiples of this many bytes or elements, as Triton finds them at a launch
@@ -32,7 +32,7 @@ TABLES = {"rows": "*i32", "ranks": "*i32", "dtypes": "*i32"}
 NUMBERS = {"layer": "i32", "num_layers": "i32", "max_rank": "i32"}
 LLAMA_8B_SPANS = {"S0": 0, "E0": 4096, "S1": 4096, "E1": 5120, "S2": 5120, "E2": 6144}
 KV = {"page_stride": "i32", "layer_offset": "i32", "value_offset": "i32", "head_stride": "i32"}
-UNEVEN = {"layer", "num_layers", "num_splits", "group", "num_kv_heads", "scale", "eps"}  # of any value
+UNEVEN = {"slot", "layer", "num_layers", "num_splits", "group", "num_kv_heads", "scale", "eps"}  # of any value
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ def cases() -> Iterator[Case]:
     )
     yield Case(
         expand.expand_chunk, {**adds, "chunks": i32, **ends}, chunk | LLAMA_8B_SPANS | {"PRECISION": "tf32x3", "BLOCK_O": expand.CHUNK_O}
+    )
+    yield Case(
+        merge.merge,
+        {"out": bf16, "weight": bf16, "pool": "*u8", "rows": i32, "ranks": i32, "scales": f32, "slot": "i32", **NUMBERS}
+        | {"num_columns": "i32"},
+        one | LLAMA_8B_SPANS | {"PRECISION": "tf32x3", "BLOCK_R": 16, "BLOCK_O": merge.BLOCK_O, "BLOCK_D": merge.BLOCK_D},
     )
     tables = {"block_tables": i32, "context_lens": i32, "query_starts": i32}
     shape = {"scale": "fp32", "table_stride": "i32", "qkv_stride": "i32", **KV, "tokens_per_page": "i32", "head_dim": "i32", "group": "i32"}

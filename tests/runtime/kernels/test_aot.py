@@ -32,6 +32,7 @@ FENCES = {
     "shrink_chunk": Fence(128, 32 * 1024),
     "expand_row": Fence(64, 8 * 1024),
     "expand_chunk": Fence(200, 36 * 1024),
+    "merge": Fence(168, 32 * 1024),
     "attend_split": Fence(168, 24 * 1024),
     "join_splits": Fence(40, 0, widest=4),
     "attend_prompt": Fence(168, 32 * 1024),
