@@ -48,10 +48,14 @@ class Failed:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """One step: what to compute, and which requests ended on the way."""
+    """One step: what to compute, which requests ended on the way, and in which mode: `merged` None is unmerged.
+
+    In merged mode every item's adapter is `merged`.
+    """
 
     items: tuple[Scheduled, ...]
     failed: tuple[Failed, ...]
+    merged: AdapterKey | None = None
 
 
 class Scheduler:
