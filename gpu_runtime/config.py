@@ -41,6 +41,7 @@ class RuntimeConfig:
     max_batch_requests: int = 16
     max_step_tokens: int = 512
     max_model_len: int = 0  # 0: what the base model allows
+    merge_share: float = 0.5  # of the pool, the most that merged weights may take; where they need more, merged mode is off
     max_waiting: int = 1024  # requests queued beyond the running ones before new ones are turned away
 
     def __post_init__(self) -> None:
@@ -51,6 +52,7 @@ class RuntimeConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("num_slots", "max_rank", "num_pull_threads", "max_batch_requests", "max_step_tokens", "max_waiting"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(0.0 <= self.merge_share < 1.0, "merge_share", self.merge_share, "0 (merged mode is off) or more, and below 1")
         needed = f"at least max_batch_requests, {self.max_batch_requests}: every running request decodes one token a step"
         _require(self.max_step_tokens >= self.max_batch_requests, "max_step_tokens", self.max_step_tokens, needed)
 
@@ -101,19 +103,19 @@ def _parse(name: str, text: str) -> Any:
     kind = next(str(field.type) for field in fields(RuntimeConfig) if field.name == name)
     if kind.startswith("Path"):
         return Path(text)
-    if kind == "int":
-        return _parse_int(name, text)
+    if kind in ("int", "float"):
+        return _parse_number(name, text, kind)
     if kind == "bool":
         _require(text.lower() in ("0", "1", "true", "false"), name, text, "0, 1, true or false")
         return text.lower() in ("1", "true")
     return text
 
 
-def _parse_int(name: str, text: str) -> int:
+def _parse_number(name: str, text: str, kind: str) -> float:
     try:
-        return int(text)
+        return int(text) if kind == "int" else float(text)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}; it must be a whole number") from None
+        raise ValueError(f"{name} is {text!r}; it must be a {'whole ' if kind == 'int' else ''}number") from None
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:

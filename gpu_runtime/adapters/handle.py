@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from gpu_runtime.core import AdapterKey
+from gpu_runtime.memory.plan import AdapterPlan
 
 
 class Drop:
@@ -31,12 +32,12 @@ class Drop:
 
 @dataclass(eq=False)
 class Resident:
-    """An adapter in the pool. `last_used` grows with every use; `rank` is its widest; `drop` is set once its pointer is gone."""
+    """An adapter in the pool. `last_used` grows with every use; `drop` is set once its pointer is gone."""
 
     key: AdapterKey
     slot: int
     pages: list[int]
-    rank: int
+    plan: AdapterPlan
     num_handles: int = 0
     last_used: int = 0
     drop: Drop | None = None

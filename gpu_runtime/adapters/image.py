@@ -50,7 +50,7 @@ class AdapterImage:
     @property
     def rank(self) -> int:
         """Of its widest site."""
-        return max(site.rank for site in self.plan.sites)
+        return self.plan.rank
 
 
 class ImageBuilder:

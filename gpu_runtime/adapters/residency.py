@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 from gpu_runtime.adapters.eviction import EvictionPolicy, IdleAdapter, ReuseHistory, cheapest_to_lose
 from gpu_runtime.adapters.flights import Executor, Flights, Landing
@@ -18,8 +19,10 @@ from gpu_runtime.adapters.handle import Drop, Handle, Resident
 from gpu_runtime.adapters.host import HostCache
 from gpu_runtime.adapters.image import AdapterImage
 from gpu_runtime.adapters.pull import PullCounts, Puller
+from gpu_runtime.adapters.reclaim import Reclaimer
 from gpu_runtime.core import AdapterKey
 from gpu_runtime.memory.pages import PagePool
+from gpu_runtime.memory.plan import AdapterPlan
 from gpu_runtime.memory.tables import SlotTables
 
 log = logging.getLogger(__name__)
@@ -55,7 +58,9 @@ class Residency:
         self._puller = puller
         self._host = host
         self._victim = victim
-        self._history = ReuseHistory()
+        self.history = ReuseHistory()
+        self.reclaimer = Reclaimer(pool, victim=victim)
+        self.reclaimer.add(self)
         self._flights = Flights(lambda key, grant: puller.pull(key, grant=grant), executor=executor, num_threads=num_pull_threads)
         self._residents: dict[AdapterKey, Resident] = {}
         self._draining: list[Resident] = []
@@ -103,6 +108,14 @@ class Residency:
         image = self._host.peek(key)
         return None if image is None else image.num_pages
 
+    def plan_of(self, key: AdapterKey) -> AdapterPlan:
+        """Of an adapter that is ready."""
+        if (resident := self._residents.get(key)) is not None:
+            return resident.plan
+        image = self._host.peek(key)
+        assert image is not None, f"{key} is neither in the pool nor on the host"
+        return image.plan
+
     def poll(self) -> list[PullFailure]:
         """Take what has landed into the host tier; the pulls that failed."""
         failures = [failure for landing in self._flights.take_landed() if (failure := self._land(landing))]
@@ -114,16 +127,16 @@ class Residency:
     def can_acquire(self, key: AdapterKey, *, num_kv_pages: int) -> bool:
         """Whether `acquire(key)` and then `num_kv_pages` pages can be had, evicting idle adapters."""
         resident = self._residents.get(key)
-        idle = [other for other in self._residents.values() if other.num_handles == 0 and other is not resident]
+        own = len(resident.pages) if resident is not None and resident.num_handles == 0 else 0
         wanted = num_kv_pages + (0 if resident else self.num_pages(key) or 0)
-        has_slot = resident is not None or bool(self._free_slots) or bool(idle)
-        return has_slot and wanted <= self._pool.num_free + sum(len(other.pages) for other in idle)
+        has_slot = resident is not None or bool(self._free_slots) or bool(self._idle())
+        return has_slot and wanted <= self._pool.num_free + self.reclaimer.num_idle_pages - own
 
     def acquire(self, key: AdapterKey) -> Handle:
         """A handle on `key`, loaded from the host tier if it is not resident. Only after `can_acquire`."""
         resident = self._residents.get(key) or self._load(key)
         resident.num_handles += 1
-        self._history.used(key)
+        self.history.used(key)
         self._touch(resident)
         return Handle(resident)
 
@@ -138,17 +151,22 @@ class Residency:
             self._draining.remove(resident)
             self._erase(resident, resident.drop)
 
-    def reclaim(self, num_pages: int) -> bool:
-        """Evict idle adapters until `num_pages` pages are free. False if that is impossible; then nothing more is idle."""
-        while self._pool.num_free < num_pages:
-            if not self._evict_one():
-                return False
-        return True
-
     @property
     def num_idle_pages(self) -> int:
-        """Pages that `reclaim` could free."""
-        return sum(len(resident.pages) for resident in self._residents.values() if resident.num_handles == 0)
+        """Pages of adapters that nothing uses."""
+        return sum(len(resident.pages) for resident in self._idle())
+
+    def offers(self) -> Iterator[tuple[IdleAdapter, Callable[[], None]]]:
+        """See `reclaim.Lender`."""
+        for resident in self._idle():
+            yield self._as_idle(resident), partial(self._evict, resident)
+
+    def moved(self, pages: Mapping[int, int]) -> None:
+        """Pages were copied, old -> new: who lies in them follows."""
+        for resident in (*self._residents.values(), *self._draining):
+            if mine := {old: pages[old] for old in resident.pages if old in pages}:
+                resident.pages = [mine.get(page, page) for page in resident.pages]
+                self._tables.move(resident.slot, mine, page_bytes=self._pool.page_bytes)
 
     @property
     def num_held_pages(self) -> int:
@@ -161,7 +179,7 @@ class Residency:
 
     def ranks(self) -> dict[AdapterKey, int]:
         """Of the adapters in the pool."""
-        return {key: resident.rank for key, resident in self._residents.items()}
+        return {key: resident.plan.rank for key, resident in self._residents.items()}
 
     def tiers(self) -> tuple[tuple[AdapterKey, ...], tuple[AdapterKey, ...], tuple[AdapterKey, ...]]:
         """Keys in the pool, on the host, on the disk: each under every tier that holds it."""
@@ -172,7 +190,7 @@ class Residency:
     def drop(self, key: AdapterKey) -> Future[None]:
         """Forget `key` in every tier. Later requests pull it anew; those that use it now finish first; then its pages are zeroed."""
         drop = Drop()
-        self._history.forget(key)
+        self.history.forget(key)
         self._host.drop(key)
         if (resident := self._residents.pop(key, None)) is not None:
             drop.wait_for()
@@ -235,9 +253,10 @@ class Residency:
         image = self._host.get(key)
         assert image is not None, f"{key} is not on the host: it cannot be acquired"
         if not self._free_slots:
-            self._evict_one()
-        self.reclaim(image.num_pages)
-        resident = Resident(key, self._free_slots.pop(), self._pool.allocate(image.num_pages, owner=_owner(key)), rank=image.rank)
+            self._evict_for_slot()
+        self.reclaimer.reclaim(image.num_pages)
+        pages = self._pool.allocate(image.num_pages, owner=_owner(key), from_range=True)
+        resident = Resident(key, self._free_slots.pop(), pages, image.plan)
         started = time.monotonic()
         self._copy(image, resident)
         self.num_loads += 1
@@ -251,26 +270,22 @@ class Residency:
             self._pool.data[page].copy_(source)
         self._tables.install(resident.slot, image.plan, resident.pages, image.scales, image.dtype)
 
-    def _evict_one(self) -> bool:
-        idle = [
-            IdleAdapter(
-                key,
-                len(resident.pages),
-                resident.last_used,
-                wanted=self._host.num_pins(key) > 0,
-                chance=self._history.chance(key),
-                on_host=key in self._host,
-            )
-            for key, resident in self._residents.items()
-            if resident.num_handles == 0
-        ]
-        if not idle:
-            return False
-        victim = self._residents.pop(self._victim(idle).key)
+    def _idle(self) -> list[Resident]:
+        return [resident for resident in self._residents.values() if resident.num_handles == 0]
+
+    def _as_idle(self, resident: Resident) -> IdleAdapter:
+        key = resident.key
+        wanted, chance = self._host.num_pins(key) > 0, self.history.chance(key)
+        return IdleAdapter(key, len(resident.pages), resident.last_used, wanted=wanted, chance=chance, on_host=key in self._host)
+
+    def _evict_for_slot(self) -> None:
+        self._evict(self._residents[self._victim(map(self._as_idle, self._idle())).key])
+
+    def _evict(self, victim: Resident) -> None:
+        del self._residents[victim.key]
         self._vacate(victim)
         self.num_evictions += 1
         log.debug("adapter.evicted", extra={"form_digest": victim.key.form_digest})
-        return True
 
     def _vacate(self, resident: Resident) -> None:
         self._tables.clear(resident.slot)

@@ -14,13 +14,14 @@ from gpu_runtime.adapters.disk import DiskCache
 from gpu_runtime.adapters.flights import Executor
 from gpu_runtime.adapters.host import HostCache
 from gpu_runtime.adapters.image import ImageBuilder
+from gpu_runtime.adapters.merging import Merging
 from gpu_runtime.adapters.pull import Puller
 from gpu_runtime.adapters.residency import Residency
 from gpu_runtime.adapters.source import AdapterSource
 from gpu_runtime.config import MIB, RuntimeConfig
 from gpu_runtime.engine.engine import Engine
 from gpu_runtime.engine.runner import Runner, Sampler
-from gpu_runtime.kernels.backend import select_backend
+from gpu_runtime.kernels.backend import Kernels, select_backend
 from gpu_runtime.kernels.sample import sample
 from gpu_runtime.memory.layout import PageLayout
 from gpu_runtime.memory.pages import PagePool
@@ -64,17 +65,21 @@ def build_engine(
     )
     residency = _residency(config, source, builder=builder, pool=pool, tables=tables, executor=executor)
     max_model_len = min(config.max_model_len or spec.max_positions, spec.max_positions)
+    kernels = select_backend(config.device, threads=config.threads or None)
+    model = _model(config, spec, kernels=kernels, pool=pool, layout=layout, tables=tables, max_positions=max_model_len)
+    merging = Merging(pool=pool, tables=tables, residency=residency, decoder=model.decoder, kernels=kernels, max_share=config.merge_share)
     limits = Limits(pool.num_pages, config.max_batch_requests, config.max_step_tokens, max_model_len, config.max_waiting)
     return Engine(
         scheduler=Scheduler(limits=limits, layout=layout, pool=pool, residency=residency),
         runner=Runner(
-            _model(config, spec, pool=pool, layout=layout, tables=tables, max_positions=max_model_len),
+            model,
             tokens_per_page=layout.tokens_per_page,
             device=config.device,
             sampler=sampler,
         ),
         residency=residency,
         pool=pool,
+        merging=merging,
         max_rank=config.max_rank,
         num_slots=config.num_slots,
         vocab_size=spec.vocab_size,
@@ -107,9 +112,10 @@ def _default_pool_bytes() -> int:
     return min(max(memory // 8, 64 * MIB), 4096 * MIB)
 
 
-def _model(config: RuntimeConfig, spec: ModelSpec, *, pool: PagePool, layout: PageLayout, tables: SlotTables, max_positions: int) -> Llama:
+def _model(
+    config: RuntimeConfig, spec: ModelSpec, *, kernels: Kernels, pool: PagePool, layout: PageLayout, tables: SlotTables, max_positions: int
+) -> Llama:
     weights = load_weights(config.model_dir, spec=spec, dtype=getattr(torch, config.dtype), device=config.device)
-    kernels = select_backend(config.device, threads=config.threads or None)
     return Llama(spec, weights=weights, kernels=kernels, pool=pool, layout=layout, tables=tables, max_positions=max_positions)
 
 

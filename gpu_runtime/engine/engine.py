@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from gpu_runtime.adapters.merging import Merging
 from gpu_runtime.adapters.residency import Residency
 from gpu_runtime.core import AdapterKey, FinishReason, Request, RequestState, StepOutput
 from gpu_runtime.engine.runner import Runner
@@ -30,6 +31,7 @@ class Engine:
         runner: Runner,
         residency: Residency,
         pool: PagePool,
+        merging: Merging,
         max_rank: int,
         num_slots: int,
         vocab_size: int,
@@ -39,6 +41,8 @@ class Engine:
         self.scheduler = scheduler
         self.residency = residency
         self.pool = pool
+        self.merging = merging
+        merging.follow(scheduler.moved)
         self._runner = runner
         self._max_rank = max_rank
         self._num_slots = num_slots
@@ -80,6 +84,7 @@ class Engine:
 
     def drop(self, key: AdapterKey) -> Future[None]:
         """Forget an adapter: who waits for it fails in the next step, who runs with it finishes, then its pages are zeroed."""
+        self.merging.forget(key)
         failed, done = self.scheduler.drop(key)
         self._ended += failed
         self._is_blocked = False
@@ -88,10 +93,11 @@ class Engine:
     # ---- steps ----
 
     def step(self) -> list[StepOutput]:
-        """Schedule, run, emit."""
+        """Schedule, switch mode, run, emit."""
         schedule = self.scheduler.schedule(self._clock())
         self._ended += schedule.failed  # kept until they are told, even if the run fails
-        sampled = self._runner.run(schedule.items)
+        self._enter(schedule)
+        sampled = self._runner.run(schedule.items, merged=schedule.merged)
         return self._emit(schedule, sampled)
 
     @property
@@ -141,6 +147,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Every page, slot and handle has exactly one owner who knows of it."""
         self.scheduler.check_integrity()
+        self.merging.check_integrity()
 
     def _residents(self) -> tuple[ResidentAdapter, ...]:
         pool, host, disk = self.residency.tiers()
@@ -165,6 +172,13 @@ class Engine:
         )
 
     # ---- inside ----
+
+    def _enter(self, schedule: Schedule) -> None:
+        """The mode that the step was planned in."""
+        if schedule.merged is not None:
+            self.merging.merge(schedule.merged)
+        else:
+            self.merging.unmerge()
 
     def _emit(self, schedule: Schedule, sampled: list[tuple[Scheduled, Sampled]]) -> list[StepOutput]:
         for item in schedule.items:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from gpu_runtime.core import NO_SLOT, AdapterKey
 from gpu_runtime.kernels.batch import BatchRow, ForwardBatch, build_batch
 from gpu_runtime.kernels.sample import Sampled, SampleRow, sample
 from gpu_runtime.scheduling.scheduler import Scheduled
@@ -31,20 +32,24 @@ class Runner:
         self._device = device
         self._sampler = sampler
 
-    def run(self, items: Sequence[Scheduled]) -> list[tuple[Scheduled, Sampled]]:
-        """Compute every item; the choice of the next token for those that sample."""
+    def run(self, items: Sequence[Scheduled], *, merged: AdapterKey | None = None) -> list[tuple[Scheduled, Sampled]]:
+        """Compute every item; the choice of the next token for those that sample. With `merged` the weights hold every delta."""
         if not items:
             return []
+        assert merged is None or all(item.request.adapter == merged for item in items), "a merged step has another adapter's request"
         ordered = sorted(items, key=lambda item: item.request.slot)  # one segment an adapter
-        batch = build_batch([_row(item) for item in ordered], tokens_per_page=self._tokens_per_page, device=self._device)
+        batch = build_batch(
+            [_row(item, merged=merged is not None) for item in ordered], tokens_per_page=self._tokens_per_page, device=self._device
+        )
         logits = self._model.forward(batch)
         sampling = [item for item in ordered if item.samples]
         return list(zip(sampling, self._sampler(logits, [_sample_row(item) for item in sampling]), strict=True))
 
 
-def _row(item: Scheduled) -> BatchRow:
+def _row(item: Scheduled, *, merged: bool) -> BatchRow:
     request = item.request
-    return BatchRow(request.tokens(item.start, item.end), item.start, request.pages, slot=request.slot, wants_logits=item.samples)
+    slot = NO_SLOT if merged else request.slot
+    return BatchRow(request.tokens(item.start, item.end), item.start, request.pages, slot=slot, wants_logits=item.samples)
 
 
 def _sample_row(item: Scheduled) -> SampleRow:

@@ -55,6 +55,11 @@ class AdapterPlan:
     itemsize: int
 
     @property
+    def rank(self) -> int:
+        """Of the widest site."""
+        return max(site.rank for site in self.sites)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the rows without what is lost at page ends."""
         return sum(tile.num_rows * tile.row_bytes for tile in self.tiles)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -51,6 +51,15 @@ class SlotTables:
         self.rows[slot], self.scales[slot], self.dtypes[slot] = rows, factors, DTYPE_CODES[dtype]
         self._codes[slot] = DTYPE_CODES[dtype]
         self.ranks[slot] = ranks  # last: a rank makes the rows visible
+
+    def move(self, slot: int, moved: Mapping[int, int], *, page_bytes: int) -> None:
+        """The pages of `slot`'s adapter were copied, old page -> new page: its rows follow."""
+        units = page_bytes // PAGE_ALIGNMENT
+        rows = self.rows[slot].cpu()
+        pages = torch.div(rows, units, rounding_mode="floor")
+        for old, new in moved.items():
+            rows[pages == old] += (new - old) * units
+        self.rows[slot] = rows
 
     def clear(self, slot: int) -> None:
         """Make `slot` empty."""

@@ -42,13 +42,13 @@ class Llama:
         self._head = kernels.pack(weights.head)
         limit = min(max_positions or spec.max_positions, spec.max_positions)
         decoder_spec = _decoder_spec(spec, rope=_rope_tables(spec, limit, device=pool.data.device))
-        self._decoder = kernels.decoder(decoder_spec, layers=weights.layers, kv=kv_view(pool, layout), pool=pool.data, tables=tables)
+        self.decoder = kernels.decoder(decoder_spec, layers=weights.layers, kv=kv_view(pool, layout), pool=pool.data, tables=tables)
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """Compute the batch, write its K and V into the pool; logits f32 (N, vocab) of `batch.logit_rows`."""
         x = self._embedding[batch.token_ids].to(self._kernels.activations or self._embedding.dtype)
-        x = self._decoder(x, batch=batch)[batch.logit_rows]
+        x = self.decoder(x, batch=batch)[batch.logit_rows]
         h = self._kernels.rms_norm(x, weight=self._final_norm, eps=self.spec.rms_norm_eps)
         return self._kernels.linear(h, weight=self._head).float()
 

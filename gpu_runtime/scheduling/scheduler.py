@@ -8,7 +8,7 @@ request is preempted: it keeps its place in the queue and is computed again, wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -131,7 +131,7 @@ class Scheduler:
     def _grow(self, ticket: Ticket) -> bool:
         """Pages for all tokens of a running request. False if it had to be preempted itself."""
         missing = self._layout.pages_for(ticket.request.num_tokens) - len(ticket.request.pages)
-        while missing > 0 and not self._residency.reclaim(missing):
+        while missing > 0 and not self._residency.reclaimer.reclaim(missing):
             victim = self.running.youngest
             self._preempt(victim)
             if victim is ticket:
@@ -205,7 +205,7 @@ class Scheduler:
             ticket.handle = self._residency.acquire(request.adapter)
             request.slot = ticket.handle.slot
         self._leave_waiting(ticket)  # only now: what nobody wants may leave the host tier
-        enough = self._residency.reclaim(num_pages)
+        enough = self._residency.reclaimer.reclaim(num_pages)
         assert enough, f"admitted {request.request_id} without room for {num_pages} pages"
         request.pages = self._pool.allocate(num_pages, owner=_owner(request))
         self.running.add(ticket)
@@ -214,7 +214,7 @@ class Scheduler:
     def _has_room(self, request: Request, num_pages: int) -> bool:
         if request.adapter is not None:
             return self._residency.can_acquire(request.adapter, num_kv_pages=num_pages)
-        return num_pages <= self._pool.num_free + self._residency.num_idle_pages
+        return num_pages <= self._pool.num_free + self._residency.reclaimer.num_idle_pages
 
     def _leave_waiting(self, ticket: Ticket) -> None:
         self.waiting.remove(ticket)
@@ -236,6 +236,11 @@ class Scheduler:
     def _fail(self, ticket: Ticket, reason: str, retryable: bool) -> Failed:
         self.finish(ticket)
         return Failed(ticket.request, reason, retryable)
+
+    def moved(self, pages: Mapping[int, int]) -> None:
+        """Pages were copied, old -> new: block tables follow."""
+        for ticket in self.running:
+            ticket.request.pages = [pages.get(page, page) for page in ticket.request.pages]
 
     def check_integrity(self) -> None:
         """Queues, KV pages and handles agree with pool and residency."""

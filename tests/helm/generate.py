@@ -32,7 +32,7 @@ S3_SET_BY_CHART = frozenset(
     | {"direct_uploads"}
 )
 RUNTIME_SET_BY_CHART = frozenset({"model_dir", "registry_url", "replica_key_file", "public_url", "host", "port", "disk_cache_dir"})
-RUNTIME_TYPES = {"int": "integer", "bool": "boolean"}
+RUNTIME_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 KEPT = ("type", "minimum", "maximum", "exclusiveMinimum", "pattern", "description")
 
 

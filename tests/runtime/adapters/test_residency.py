@@ -162,16 +162,16 @@ def test_the_least_recently_used_idle_adapter_leaves() -> None:
     bring(residency, A, B, A, C)
     assert residency.tiers()[0] == (A, C)
     assert residency.num_evictions == 1
-    assert residency.reclaim(6)
+    assert residency.reclaimer.reclaim(6)
     assert residency.tiers()[0] == ()
-    assert not residency.reclaim(7)
+    assert not residency.reclaimer.reclaim(7)
 
 
 def test_one_in_use_is_never_evicted() -> None:
     residency = make_residency(num_pages=4, num_slots=2)
     bring(residency, A)
     handle = residency.acquire(A)
-    assert not residency.reclaim(3)
+    assert not residency.reclaimer.reclaim(3)
     residency.want(B, grant=None)
     residency.want(C, grant=None)
     residency.poll()

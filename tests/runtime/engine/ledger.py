@@ -16,6 +16,7 @@ import torch
 from gpu_runtime.adapters.image import AdapterImage
 from gpu_runtime.adapters.source import AdapterUnavailable
 from gpu_runtime.core import NO_SLOT, AdapterKey
+from gpu_runtime.kernels.backend import BaseMatrix, LoraSites, PackedWeight
 from gpu_runtime.kernels.batch import ForwardBatch
 from gpu_runtime.memory.layout import PageLayout
 from gpu_runtime.memory.pages import PAGE_ALIGNMENT, PagePool
@@ -74,12 +75,34 @@ def weight_and_rank(key: AdapterKey) -> tuple[int, int]:
     return int(weight), int(rank)
 
 
+class LedgerDecoder:
+    """One base matrix of zeros; merged with an adapter every element is rank * weight^2, which tells whose it is."""
+
+    def __init__(self, keys: Sequence[AdapterKey]) -> None:
+        self.matrices = (BaseMatrix(0, LoraSites((0,), ((0, WIDTH),)), PackedWeight(torch.zeros(WIDTH, WIDTH), WIDTH)),)
+        self._now = self.matrices[0].weight.data
+        self._weights = {rank * weight**2: weight for weight, rank in map(weight_and_rank, keys)} | {0: 0}
+
+    def point(self, index: int, weight: PackedWeight) -> None:
+        self._now = weight.data
+
+    def __call__(self, x: torch.Tensor, *, batch: ForwardBatch) -> torch.Tensor:
+        raise AssertionError("the ledger's model computes by itself")
+
+    def weight(self) -> int:
+        """Whose delta is in the matrix that the model reads; 0 for nobody's."""
+        values = self._now.unique().tolist()
+        assert len(values) == 1, f"merged weights hold more than one adapter's: {values}"
+        return self._weights[int(values[0])]
+
+
 class LedgerModel:
     """Reads and writes the pool's bytes by block table and slot table, as kernels do."""
 
-    def __init__(self, pool: PagePool, tables: SlotTables) -> None:
+    def __init__(self, pool: PagePool, tables: SlotTables, decoder: LedgerDecoder) -> None:
         self._pool = pool
         self._tables = tables
+        self._decoder = decoder
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         tokens = self._pool.data.view(torch.int64).view(-1, LAYOUT.page_bytes // 8)
@@ -99,7 +122,8 @@ class LedgerModel:
     def _weight(self, slot: int) -> int:
         """The one value that every row of the slot's adapter holds."""
         if slot == NO_SLOT:
-            return 0
+            return self._decoder.weight()
+        assert self._decoder.weight() == 0, "a step with deltas reads merged weights"
         rank = int(self._tables.ranks[slot, 0, 0])
         assert rank > 0, f"slot {slot} is empty"
         starts = self._tables.rows[slot, 0, 0, :, :rank].flatten().tolist()

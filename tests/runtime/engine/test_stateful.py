@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from gpu_runtime.adapters.host import HostCache
+from gpu_runtime.adapters.merging import Merging
 from gpu_runtime.adapters.residency import Residency
 from gpu_runtime.core import AdapterKey, FinishReason, Request, RequestState, SamplingParams, StepOutput
 from gpu_runtime.engine.engine import Engine
 from gpu_runtime.engine.runner import Runner
+from gpu_runtime.kernels.reference import ReferenceKernels
 from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.memory.tables import SlotTables
 from gpu_runtime.scheduling.admission import Limits
-from gpu_runtime.scheduling.scheduler import Scheduler
-from tests.runtime.engine.ledger import LAYOUT, VOCAB, LedgerModel, LedgerPuller, expected_tokens, weight_and_rank
+from gpu_runtime.scheduling.scheduler import Schedule, Scheduler
+from tests.runtime.engine.ledger import LAYOUT, VOCAB, LedgerDecoder, LedgerModel, LedgerPuller, expected_tokens, weight_and_rank
 from tests.runtime.engine.rig import HeldExecutor
 
 KEYS = [
@@ -49,22 +53,47 @@ class ServingMachine(RuleBasedStateMachine):
             executor=self.executor,
             num_pull_threads=num_threads,
         )
+        decoder = LedgerDecoder(KEYS)
+        self.merging = Merging(
+            pool=self.pool, tables=tables, residency=self.residency, decoder=decoder, kernels=ReferenceKernels(), max_share=0.5
+        )
         limits = Limits(num_pages, num_batch, step_tokens, max_model_len=60, max_waiting=100)
         self.engine = Engine(
             scheduler=Scheduler(limits=limits, layout=LAYOUT, pool=self.pool, residency=self.residency),
-            runner=Runner(LedgerModel(self.pool, tables), tokens_per_page=LAYOUT.tokens_per_page),
+            runner=Runner(LedgerModel(self.pool, tables, decoder), tokens_per_page=LAYOUT.tokens_per_page),
             residency=self.residency,
             pool=self.pool,
+            merging=self.merging,
             max_rank=11,
             num_slots=num_slots,
             vocab_size=VOCAB,
             eos_token_ids=frozenset(),
             clock=lambda: 0.0,
         )
+        self.plan, self.engine.scheduler.schedule = self.engine.scheduler.schedule, self.schedule  # type: ignore[method-assign]
+        self.likes_merging = False
         self.live: dict[str, Request] = {}
         self.last: dict[str, StepOutput] = {}
         self.num_added = 0
         self.drops = []
+
+    def schedule(self, now_s: float) -> Schedule:
+        """The scheduler's own plan, merged wherever that is possible and liked."""
+        made = self.plan(now_s)
+        keys = {item.request.adapter for item in made.items}
+        key = keys.pop() if len(keys) == 1 else None
+        merges = self.likes_merging and key is not None and self.merging.can_merge(key)
+        return replace(made, merged=key if merges else None)
+
+    @rule()
+    def change_mind(self) -> None:
+        self.likes_merging = not self.likes_merging
+
+    @rule(key=st.sampled_from(KEYS))
+    def merge_between_steps(self, key: AdapterKey) -> None:
+        if self.merging.can_merge(key):
+            self.merging.merge(key)
+            self.engine.check_integrity()
 
     @rule(
         target=requests,
@@ -148,6 +177,7 @@ class ServingMachine(RuleBasedStateMachine):
             self.executor.release()
             self.engine.step()
         assert all(drop.done() for drop in self.drops), "a drop never ended"
+        self.residency.reclaimer.reclaim(self.pool.num_pages)
         self.engine.check_integrity()
         assert self.pool.num_free == self.pool.num_pages, f"pages leaked: {self.pool.pages_by_owner()}"
 
