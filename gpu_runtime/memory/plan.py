@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from gpu_runtime.core import TARGETS
 from gpu_runtime.memory.layout import PageLayout
@@ -44,6 +49,17 @@ class Tile:
     row_bytes: int
 
 
+class RowPlaces(NamedTuple):
+    """Every rank row of a plan as int32 arrays of one length: whose it is, and where, `unit` in PAGE_ALIGNMENT from its page's start."""
+
+    layer: npt.NDArray[np.int32]
+    target: npt.NDArray[np.int32]
+    part: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    page: npt.NDArray[np.int32]
+    unit: npt.NDArray[np.int32]
+
+
 @dataclass(frozen=True)
 class AdapterPlan:
     """Tiles in layer order, so that a prefix of the pages serves a prefix of the layers."""
@@ -63,6 +79,18 @@ class AdapterPlan:
     def weight_bytes(self) -> int:
         """Bytes of the rows without what is lost at page ends."""
         return sum(tile.num_rows * tile.row_bytes for tile in self.tiles)
+
+    @cached_property
+    def row_places(self) -> RowPlaces:
+        """Worked out once: a load between two steps must not walk the tiles one by one."""
+        columns = [(t.layer, TARGETS.index(t.target), t.part, t.first_row, t.num_rows, t.page, t.offset, t.row_bytes) for t in self.tiles]
+        layer, target, part, first, count, page, offset, stride = np.array(columns, np.int32).reshape(-1, 8).T
+        within = np.arange(count.sum(), dtype=np.int32) - np.repeat(count.cumsum(dtype=np.int32) - count, count)  # row of its tile
+        layer, target, part, first, page, offset, stride = (
+            np.repeat(column, count) for column in (layer, target, part, first, page, offset, stride)
+        )
+        unit = ((offset + within * stride) // PAGE_ALIGNMENT).astype(np.int32)
+        return RowPlaces(layer, target, part, first + within, page, unit)
 
 
 def plan_adapter(layout: PageLayout, sites: Sequence[Site], itemsize: int) -> AdapterPlan:

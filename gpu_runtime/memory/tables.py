@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from gpu_runtime.core import BF16, F16, F32, TARGETS
 from gpu_runtime.memory.pages import PAGE_ALIGNMENT
-from gpu_runtime.memory.plan import AdapterPlan, Tile
+from gpu_runtime.memory.plan import AdapterPlan
 
 DTYPE_CODES = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
@@ -79,25 +80,17 @@ class SlotTables:
         return self._codes[slot]
 
     def _staged(self, plan: AdapterPlan, pages: Sequence[int], scales: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows = torch.full(self.rows.shape[1:], -1, dtype=torch.int32)
-        ranks = torch.zeros(self.ranks.shape[1:], dtype=torch.int32)
-        factors = torch.zeros(self.scales.shape[1:], dtype=torch.float32)
-        for tile in plan.tiles:
-            target = TARGETS.index(tile.target)
-            rows[tile.layer, target, tile.part, tile.first_row : tile.first_row + tile.num_rows] = _row_units(tile, pages, plan.page_bytes)
+        at, units = plan.row_places, plan.page_bytes // PAGE_ALIGNMENT
+        rows = np.full(self.rows.shape[1:], -1, dtype=np.int32)
+        rows[at.layer, at.target, at.part, at.row] = np.asarray(pages, np.int64)[at.page] * units + at.unit
+        ranks, factors = np.zeros(self.ranks.shape[1:], np.int32), np.zeros(self.scales.shape[1:], np.float32)
         for site, scale in zip(plan.sites, scales, strict=True):
             ranks[site.layer, TARGETS.index(site.target)] = site.rank
             factors[site.layer, TARGETS.index(site.target)] = scale
-        return rows, ranks, factors
+        return torch.from_numpy(rows), torch.from_numpy(ranks), torch.from_numpy(factors)
 
     def check_integrity(self) -> None:
         """Within its rank every site has a row address, beyond it none."""
         present = self.rows >= 0
         within = torch.arange(self.max_rank, device=self.rows.device) < self.ranks[..., None]
         assert bool((present == within[..., None, :]).all()), "row addresses and ranks disagree"
-
-
-def _row_units(tile: Tile, pages: Sequence[int], page_bytes: int) -> torch.Tensor:
-    start = (pages[tile.page] * page_bytes + tile.offset) // PAGE_ALIGNMENT
-    step = tile.row_bytes // PAGE_ALIGNMENT
-    return torch.arange(start, start + tile.num_rows * step, step, dtype=torch.int64).to(torch.int32)

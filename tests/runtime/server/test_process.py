@@ -70,10 +70,10 @@ def test_threads_are_set_before_anything_reads_them() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     environment: dict[str, str] = {}
     prepare_threads(RuntimeConfig(Path("x"), threads=3), environ=environment)
-    assert environment == {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "3", "NUMBA_NUM_THREADS": "3"}
-    kept = {"OMP_WAIT_POLICY": "ACTIVE"}
+    assert environment == {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1", "OMP_NUM_THREADS": "3", "NUMBA_NUM_THREADS": "3"}
+    kept = {"OMP_WAIT_POLICY": "ACTIVE", "THP_MEM_ALLOC_ENABLE": "0"}
     prepare_threads(RuntimeConfig(Path("x")), environ=kept)
-    assert kept == {"OMP_WAIT_POLICY": "ACTIVE"}, "who sets it knows why"
+    assert kept == {"OMP_WAIT_POLICY": "ACTIVE", "THP_MEM_ALLOC_ENABLE": "0"}, "who sets it knows why"
 
 
 class ScriptedRegistry(ThreadingHTTPServer):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # both as `gpu_runtime.config.prepare_threads` does
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from workbench import Work, parser, report, work_from
 
