@@ -14,7 +14,7 @@ export NUMBA_CACHE_DIR := $(abspath $(CACHE))/numba
 export LORARY_TEST_REQUIRE_MODEL := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-full test-slice check chart-check bench clean bench-registry conformance
+.PHONY: help setup demo test test-full test-slice check chart-check bench clean bench-serving bench-registry conformance
 
 help: ## list the targets
 	@grep -E "^[a-z-]+:.*##" $(MAKEFILE_LIST) | sed "s/:.*## /\t/"
@@ -61,6 +61,9 @@ test-slice: setup
 
 bench: setup ## the engine beside its peers; prints ratios
 	$(BIN)/python -m tests.bench.run --cache $(CACHE) $(BENCH_ARGS)
+
+bench-serving: setup ## every bar of the runtime in one run; 1 where a row falls short; BENCH_ARGS="--short" or "--only throughput,eviction"
+	$(BIN)/python -m tests.bench.serving --cache $(CACHE) $(BENCH_ARGS)
 
 bench-registry: $(STAMP) ## the registry beside MLflow on one PostgreSQL, and pushes beside raw S3; 1 where a row falls short
 	PYTHON=$(PYTHON) $(BIN)/python -m tests.bench.registry.run --cache $(CACHE) $(BENCH_ARGS)
