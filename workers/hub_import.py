@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from registry.adapters import push
+from registry.adapters import push, push_check
 from registry.adapters import repository as adapters
-from registry.adapters.push import CheckedPush
+from registry.adapters.push_check import CheckedPush
 from registry.adapters.schemas import PushIn
 from registry.artifact.digest import StreamHasher
 from registry.artifact.errors import ArtifactRefused
@@ -109,7 +109,9 @@ class HubImport:
         progress = Progress(lambda values: self._tell(claim, values), total_bytes=sum(file.size for file in files))
         digests = {file.path: self._keep(wanted, source, commit, file, progress=progress, attempt=attempt) for file in files}
         pushed = PushIn(files=digests, base_model=wanted.base_model)
-        checked = push.check(self.database, self.store, wanted.subject.tenant_id, pushed, max_rank=self.max_rank)
+        checked = push_check.check(
+            self.database, self.store, wanted.subject.tenant_id, pushed, max_rank=self.max_rank, defaults=self.limits
+        )
         return Fetched(commit, pushed, checked)
 
     def _require_room(self, wanted: Wanted, files: Sequence[HubFile]) -> None:
@@ -218,8 +220,7 @@ def _publish(session: WriteSession, wanted: Wanted, fetched: Fetched, *, limits:
     assert version is not None, "recorded in this very transaction"
     source = {"repo": wanted.repo, "endpoint": wanted.endpoint, "revision": wanted.revision, "commit": fetched.commit.sha}
     audit.record(session, wanted.subject, "version.imported", "version", version.id, after=source, tenant_id=tenant_id)
-    validation = recorded.job.id if recorded.job else None
-    return {"outcome": "imported", "adapter": wanted.name, "number": version.number, "validation_job_id": validation, **source}
+    return {"outcome": "imported", "adapter": wanted.name, "number": version.number, "validation_job_id": recorded.job_id, **source}
 
 
 def _refusal(code: str, detail: str) -> Publish:

@@ -16,7 +16,6 @@ from registry.blobs import service as blobs
 from registry.config import Settings
 from registry.db import WriteSession, database_time
 from registry.errors import Conflict
-from registry.jobs.models import Job
 from registry.quotas import service as quotas
 from registry.quotas.schemas import Measure
 from registry.quotas.service import Limits
@@ -72,7 +71,7 @@ def restore_adapter(session: WriteSession, subject: TenantSubject, name: str, *,
     return adapter
 
 
-def restore_version(session: WriteSession, subject: TenantSubject, name: str, number: int) -> tuple[AdapterVersion, Job | None]:
+def restore_version(session: WriteSession, subject: TenantSubject, name: str, number: int) -> tuple[AdapterVersion, str | None]:
     """The version as it was, with its aliases where nothing else has their names now; one that never was ready is checked again.
 
     One that is not deleted stays as it is. Raises Conflict for a purged one, and where the adapter itself is deleted.
@@ -170,13 +169,13 @@ def _mark_deleted(session: WriteSession, subject: TenantSubject, adapter: Adapte
     version.status, version.deleted_at = DELETED, adapter.deleted_at
 
 
-def _restore(session: WriteSession, subject: TenantSubject, adapter: Adapter, version: AdapterVersion) -> Job | None:
+def _restore(session: WriteSession, subject: TenantSubject, adapter: Adapter, version: AdapterVersion) -> str | None:
     names = version.deleted_aliases or []
-    job = revive(session, subject, version, adapter=adapter)
+    job_id = revive(session, subject, version)
     for name in names if version.status == READY else ():
         if repository.alias(session, subject.tenant_id, adapter.id, name) is None:
             aliases.create(session, subject, adapter, name, version=version, moved_by=subject.key_id)
-    return job
+    return job_id
 
 
 def _purged(what: str, *, field: str, value: object) -> Conflict:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from registry import metrics
-from registry.adapters import aliases, card, card_markdown, deletion, lineage, push, repository, service
+from registry.adapters import aliases, card, card_markdown, deletion, lineage, push, push_check, repository, service
 from registry.adapters.aliases import Expected
 from registry.adapters.models import Adapter, Alias, AliasMove
 from registry.adapters.schemas import (
@@ -166,16 +166,14 @@ def push_version(
 
     What config and header alone can refuse is refused here; a job checks the weights, then the version is ready.
     """
-    checked = push.check(database, store, subject.tenant_id, wanted, max_rank=settings.max_adapter_rank)
+    checked = push_check.check(database, store, subject.tenant_id, wanted, max_rank=settings.max_adapter_rank, defaults=defaults)
     with database.write() as session:
         recorded = push.record(session, subject, name, wanted, checked, defaults=defaults)
-        version = repository.version_by_id(session, subject.tenant_id, recorded.version_id)
-        assert version is not None, "recorded in this very transaction"
-        shown = service.describe_version(version, retention_s=settings.deleted_retention_s).model_dump()
+        shown = recorded.version or _read_back(session, subject.tenant_id, recorded.version_id, settings)
     metrics.pushes.labels("created" if recorded.created else "repeated").inc()
     response.status_code = 201 if recorded.created else 200
-    response.headers["Location"] = f"/api/v1/adapters/{name}/versions/{shown['number']}"
-    return PushOut(**shown, job_id=recorded.job.id if recorded.job else None)
+    response.headers["Location"] = f"/api/v1/adapters/{name}/versions/{shown.number}"
+    return PushOut(**dict(shown), job_id=recorded.job_id)
 
 
 @router.get("/{name}/versions", responses=READ_ERRORS)
@@ -221,9 +219,9 @@ def restore_version(
     name: AdapterName, number: VersionNumber, *, subject: Writer, session: WriteSessionDep, settings: SettingsDep
 ) -> PushOut:
     """Undo the deletion, with the aliases that it took along where they are free. One that never was ready is checked again."""
-    version, job = deletion.restore_version(session, subject, name, number)
+    version, job_id = deletion.restore_version(session, subject, name, number)
     shown = service.describe_version(version, retention_s=settings.deleted_retention_s)
-    return PushOut(**shown.model_dump(), job_id=job.id if job else None)
+    return PushOut(**dict(shown), job_id=job_id)
 
 
 @router.post("/{name}/versions/{number}/purge", responses=READ_ERRORS | problem_responses(Conflict))
@@ -342,6 +340,12 @@ def alias_history(
 
 def _describe(session: ReadSession, adapter: Adapter, settings: Settings) -> AdapterOut:
     return service.describe(session, adapter.tenant_id, [adapter], retention_s=settings.deleted_retention_s)[0]
+
+
+def _read_back(session: ReadSession, tenant_id: str, version_id: str, settings: Settings) -> VersionOut:
+    version = repository.version_by_id(session, tenant_id, version_id)
+    assert version is not None, "recorded in this very transaction"
+    return service.describe_version(version, retention_s=settings.deleted_retention_s)
 
 
 def _expected(if_match: str | None, if_none_match: str | None) -> Expected | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import structlog
+from sqlalchemy import ColumnElement
 from sqlalchemy.exc import SQLAlchemyError
 
 from registry import metrics
@@ -17,6 +19,7 @@ from registry.audit.schemas import AuditEventOut
 from registry.audit.source import current_source
 from registry.db import Database, WriteSession, reaching_tenant
 from registry.errors import NotFound
+from registry.inserts import table_of
 from registry.tenants.auth import Subject
 
 log = structlog.get_logger(__name__)
@@ -24,12 +27,24 @@ log = structlog.get_logger(__name__)
 DONE, REFUSED = "done", "refused"
 EXPORT_PAGE = 500
 
-Listener = Callable[[WriteSession, AuditEvent], None]
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of events, inside their transaction.
+
+    `asks` gives the condition, in SQL, under which an event is for `hear`; None: it never is. The INSERT of the event
+    answers it, so that where nobody listens nothing is asked.
+    """
+
+    asks: Callable[[AuditEvent], ColumnElement[bool] | None]
+    hear: Callable[[WriteSession, AuditEvent], None]
+
+
 _listeners: list[Listener] = []
 
 
 def listen(listener: Listener) -> None:
-    """Call `listener` with every event, inside its transaction. For the layers above, once, where they are imported."""
+    """For the layers above, once, where they are imported."""
     _listeners.append(listener)
 
 
@@ -51,25 +66,37 @@ def record(
     """
     assert "." in action, f"audit action {action!r} is not <noun>.<past participle>"
     logged, source = structlog.contextvars.get_contextvars(), current_source()
-    event = AuditEvent(
-        id=uuid4().hex,
-        tenant_id=tenant_id or subject.tenant_id,
-        key_id=subject.key_id,
-        action=action,
-        outcome=outcome,
-        resource_type=resource_type,
-        resource_id=resource_id[:256],
-        before=None if before is None else dict(before),
-        after=None if after is None else dict(after),
-        request_id=logged.get("request_id"),
-        address=source.address,
-        user_agent=source.user_agent,
-        job_id=logged.get("job_id"),
-    )
-    session.add(event)
-    for listener in _listeners:
-        listener(session, event)
+    values: dict[str, Any] = {
+        "id": uuid4().hex,
+        "tenant_id": tenant_id or subject.tenant_id,
+        "key_id": subject.key_id,
+        "action": action,
+        "outcome": outcome,
+        "resource_type": resource_type,
+        "resource_id": resource_id[:256],
+        "before": None if before is None else dict(before),
+        "after": None if after is None else dict(after),
+        "request_id": logged.get("request_id"),
+        "address": source.address,
+        "user_agent": source.user_agent,
+        "job_id": logged.get("job_id"),
+    }
+    event = AuditEvent(**values)
+    _write(session, event, values)
     return event
+
+
+def _write(session: WriteSession, event: AuditEvent, values: Mapping[str, Any]) -> None:
+    """Insert the row, and let hear of it who asks for it."""
+    asked = [(listener, condition) for listener in _listeners if (condition := listener.asks(event)) is not None]
+    written = table_of(AuditEvent).insert().values(**values)
+    if not asked:
+        session.execute(written)
+        return
+    answers = session.execute(written.returning(*(condition for _, condition in asked))).one()
+    for (listener, _), answer in zip(asked, answers, strict=True):
+        if answer:
+            listener.hear(session, event)
 
 
 def record_refusal(database: Database, subject: Subject, *, method: str, path: str, status: int, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,12 +107,11 @@ def delete(session: WriteSession, subject: Subject, name: str) -> None:
     audit.record(session, subject, "base_model.deleted", RESOURCE, revision.id, before=before)
 
 
-def choose(session: ReadSession, *, named: str | None, upstream: str | None) -> BaseModelRevision:
-    """The ready base model of a push: by its own name, or by the one name in the adapter's config.
+def choose(known: Sequence[BaseModelRevision], *, named: str | None, upstream: str | None) -> BaseModelRevision:
+    """The ready base model of a push, of all that there are: by its own name, or by the one name in the adapter's config.
 
     Raises Invalid where no or more than one model answers, Conflict where it is not ready.
     """
-    known = repository.everyone(session)
     if named is not None:
         matches = [revision for revision in known if revision.name == named]
     else:

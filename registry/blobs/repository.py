@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection
 
-from sqlalchemy import and_, delete, exists, func, select, update
+from sqlalchemy import Select, and_, delete, exists, func, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from registry.blobs.models import Blob, BlobReference
 from registry.db import ReadSession, WriteSession, utc_now
+from registry.inserts import insert, table_of
 
 
 def get(session: ReadSession, tenant_id: str, sha256: str) -> Blob | None:
@@ -60,23 +61,36 @@ def touch(session: WriteSession, blob: Blob) -> None:
     session.execute(update(Blob).where(*own).values(**values), execution_options={"synchronize_session": False})
 
 
+def hold(session: WriteSession, tenant_id: str, owner_id: str, digests: Collection[str]) -> set[str]:
+    """Add references to the blobs that are there, and return their digests; those that the owner had are not among them.
+
+    The blobs are kept until the transaction ends. In order, so that owners never wait in a ring.
+    """
+    there = _there(tenant_id, digests).add_columns(literal(tenant_id), literal(owner_id))
+    columns = [BlobReference.sha256, BlobReference.tenant_id, BlobReference.owner_id]
+    added = insert(session, BlobReference).from_select(columns, there).on_conflict_do_nothing().returning(table_of(BlobReference).c.sha256)
+    return set(session.scalars(added))
+
+
 def lock_for_owner(session: WriteSession, tenant_id: str, digests: Collection[str]) -> set[str]:
-    """Those of the digests that are there, kept there until the transaction ends. In order, so that owners never wait in a ring."""
-    statement = (
+    """Those of the digests that are there, kept likewise."""
+    return set(session.scalars(_there(tenant_id, digests)))
+
+
+def refer(session: WriteSession, tenant_id: str, owner_id: str, digests: Collection[str]) -> None:
+    """Add the references that the owner lacks, also to blobs that are lost. Call under the lock of the owner."""
+    rows = [{"tenant_id": tenant_id, "sha256": sha256, "owner_id": owner_id} for sha256 in sorted(digests)]
+    if rows:
+        session.execute(insert(session, BlobReference).on_conflict_do_nothing(), rows)
+
+
+def _there(tenant_id: str, digests: Collection[str]) -> Select[str]:
+    return (
         select(Blob.sha256)
         .where(Blob.tenant_id == tenant_id, Blob.sha256.in_(digests), Blob.deleting_until.is_(None))
         .order_by(Blob.sha256)
         .with_for_update(read=True, key_share=True)
     )
-    return set(session.scalars(statement))
-
-
-def refer(session: WriteSession, tenant_id: str, owner_id: str, digests: Collection[str]) -> None:
-    """Only what is not there yet is added. Call under the lock of the owner."""
-    statement = select(BlobReference.sha256).where(BlobReference.tenant_id == tenant_id, BlobReference.owner_id == owner_id)
-    known = set(session.scalars(statement))
-    session.add_all(BlobReference(tenant_id=tenant_id, sha256=sha256, owner_id=owner_id) for sha256 in sorted(set(digests) - known))
-    session.flush()
 
 
 def let_go(session: WriteSession, tenant_id: str, owner_id: str, *, touched_at: dt.datetime) -> None:

@@ -83,10 +83,10 @@ def record_upload(session: WriteSession, subject: TenantSubject, sha256: str, *,
 
 def hold(session: WriteSession, tenant_id: str, owner_id: str, digests: Collection[str]) -> None:
     """The owner needs these blobs from now on, and the GC leaves them alone. Raises BlobMissing for one that is not there."""
-    missing = sorted(set(digests) - repository.lock_for_owner(session, tenant_id, digests))
+    rest = set(digests) - repository.hold(session, tenant_id, owner_id, digests)
+    missing = sorted(rest - repository.lock_for_owner(session, tenant_id, rest)) if rest else []
     if missing:
         raise BlobMissing(missing[0])
-    repository.refer(session, tenant_id, owner_id, digests)
 
 
 def let_go(session: WriteSession, tenant_id: str, owner_id: str, *, settings: Settings) -> None:

@@ -7,12 +7,15 @@ late or never; the row of the job alone decides (DESIGN 3).
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 
 from registry.db import ReadSession, WriteSession, database_time, utc_now
+from registry.inserts import Rows, insert_together
 from registry.jobs.models import Job, OutboxMessage
 
 
@@ -34,19 +37,17 @@ class Hint:
 
 def post(session: WriteSession, job: Job) -> None:
     """Leave a hint for the relay that `job` may be claimed once it is due, where a broker is configured."""
+    named = {"id": job.id, "tenant_id": job.tenant_id, "queue": job.queue, "priority": job.priority}
+    if hint := hint_of(session, named, available_at=job.available_at):
+        insert_together(session, hint)
+
+
+def hint_of(session: WriteSession, job: Mapping[str, Any], **due: dt.datetime) -> Rows:
+    """The hint's row, due now or `available_at`; none where no broker is configured."""
     if not session.info.get("dispatch", False):
-        return
-    session.add(
-        OutboxMessage(
-            id=uuid4().hex,
-            tenant_id=job.tenant_id,
-            job_id=job.id,
-            queue=job.queue,
-            priority=job.priority,
-            available_at=job.available_at,
-        )
-    )
-    session.flush()
+        return {}
+    named = {name: job[name] for name in ("tenant_id", "queue", "priority")}
+    return {OutboxMessage: {"id": uuid4().hex, "job_id": job["id"], **named, **due}}
 
 
 def is_anything_due(session: ReadSession) -> bool:

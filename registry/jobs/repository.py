@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, case, func, literal, or
 from sqlalchemy.orm import aliased
 
 from registry.db import ReadSession, UtcDateTime, WriteSession, database_time, utc_now
+from registry.inserts import table_of
 from registry.jobs.models import PROGRESS, QUEUED, RUNNING, Job, JobEvent
 from registry.pagination import after_cursor
 from registry.quotas.models import UNLIMITED, Quota
@@ -160,8 +161,7 @@ def _said(values: Mapping[str, Any], event: str) -> dict[str, Any] | None:
 
 
 def add_event(session: WriteSession, **values: Any) -> None:
-    session.add(JobEvent(**values))
-    session.flush()
+    session.execute(table_of(JobEvent).insert().values(**values))
 
 
 def events_after(session: ReadSession, job_id: str, *, number: int, limit: int) -> Sequence[JobEvent]:

@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from registry.db import ReadSession, WriteSession, database_time
 from registry.errors import Conflict, NotFound
+from registry.inserts import insert_together
 from registry.jobs import outbox, repository
 from registry.jobs.models import CANCELLED, DEFAULT_QUEUE, FAILED, FINAL, PROGRESS, QUEUED, RUNNING, STATE, SUCCEEDED, Job, JobEvent
 from registry.quotas import repository as quotas
@@ -97,24 +98,47 @@ def enqueue(
     adapter: str | None = None,
 ) -> Job:
     """Add a job to the caller's transaction, so that it exists exactly when what it is about does."""
-    job = Job(
-        id=uuid4().hex,
+    job_id = submit(
+        session,
         kind=kind,
-        queue=queue_of(kind),
-        priority=PRIORITIES.get(kind, 0) if priority is None else priority,
-        num_events=1,
         tenant_id=tenant_id,
         subject_id=subject_id,
+        payload=payload,
+        max_attempts=max_attempts,
+        priority=priority,
         adapter=adapter,
-        traceparent=current_traceparent(),
-        payload=dict(payload),
-        max_attempts=DEFAULT_MAX_ATTEMPTS if max_attempts is None else max_attempts,
     )
-    session.add(job)
-    session.flush()
-    repository.add_event(session, job_id=job.id, tenant_id=tenant_id, number=1, type=STATE, state=QUEUED, attempt=0)
-    outbox.post(session, job)
-    return job
+    return get(session, tenant_id, job_id)
+
+
+def submit(
+    session: WriteSession,
+    *,
+    kind: str,
+    tenant_id: str | None,
+    subject_id: str,
+    payload: Mapping[str, Any],
+    max_attempts: int | None = None,
+    priority: int | None = None,
+    adapter: str | None = None,
+) -> str:
+    """`enqueue` for who needs the job's id alone. The job, its first event and its hint are one statement on PostgreSQL."""
+    job: dict[str, Any] = {
+        "id": uuid4().hex,
+        "kind": kind,
+        "queue": queue_of(kind),
+        "priority": PRIORITIES.get(kind, 0) if priority is None else priority,
+        "num_events": 1,
+        "tenant_id": tenant_id,
+        "subject_id": subject_id,
+        "adapter": adapter,
+        "traceparent": current_traceparent(),
+        "payload": dict(payload),
+        "max_attempts": DEFAULT_MAX_ATTEMPTS if max_attempts is None else max_attempts,
+    }
+    event = {"job_id": job["id"], "tenant_id": tenant_id, "number": 1, "type": STATE, "state": QUEUED, "attempt": 0}
+    insert_together(session, {Job: job, JobEvent: event, **outbox.hint_of(session, job)})
+    return str(job["id"])
 
 
 def get(session: ReadSession, tenant_id: str | None, job_id: str) -> Job:

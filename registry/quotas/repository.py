@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, and_, case, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 
-from registry.db import ReadSession, Table, WriteSession
+from registry.db import ReadSession, WriteSession
+from registry.inserts import insert
 from registry.quotas.models import Quota, RateWindow
 
 ENDLESS = 2**62
@@ -54,11 +54,6 @@ def lock(session: WriteSession, tenant_id: str) -> Quota:
         return found
     session.execute(insert(session, Quota).values(tenant_id=tenant_id).on_conflict_do_nothing())
     return session.scalars(statement).one()
-
-
-def insert(session: WriteSession, table: type[Table]) -> Any:
-    """An INSERT that knows ON CONFLICT, which both databases spell alike and SQLAlchemy has twice."""
-    return (postgresql if session.get_bind().dialect.name == "postgresql" else sqlite).insert(table)
 
 
 # ---- the minute ----

@@ -79,10 +79,17 @@ class Allowance:
 
     def spend(self, session: WriteSession, what: Measure, amount: int) -> None:
         """Call before the rows that count are added. Raises QuotaExceeded, or RateLimited for what is counted by the day."""
+        self._require(session, what, amount, counted=0)
+
+    def spent(self, session: WriteSession, what: Measure, amount: int) -> None:
+        """`spend`, called when the rows were added: where only that told that they are new."""
+        self._require(session, what, amount, counted=amount)
+
+    def _require(self, session: WriteSession, what: Measure, amount: int, *, counted: int) -> None:
         limit = self.limits.get(what)
         if limit is None:
             return
-        used = count(session, self.tenant_id, what)
+        used = count(session, self.tenant_id, what) - counted
         if used + amount > limit:
             raise exceeded(session, what, limit=limit, used=used, amount=amount)
 

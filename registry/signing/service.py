@@ -41,7 +41,11 @@ class Trust:
 
 
 def trust_of(session: ReadSession, tenant_id: str) -> Trust:
-    effective = policy_of(session, tenant_id).effective
+    return trust_under(session, tenant_id, effective=policy_of(session, tenant_id).effective)
+
+
+def trust_under(session: ReadSession, tenant_id: str, *, effective: str) -> Trust:
+    """Where the policy in force is known already."""
     if effective == OFF:
         return Trust(effective, ())
     rows = repository.list_keys(session, tenant_id)
@@ -110,7 +114,7 @@ def policy_of(session: ReadSession, tenant_id: str) -> PolicyOut:
     row = repository.policy(session, tenant_id)
     if row is None:
         return PolicyOut(policy=OFF, floor=OFF, effective=OFF, updated_at=None, updated_by=None)
-    effective = max(row.policy, row.floor, key=POLICIES.index)
+    effective = stricter(row.policy, row.floor)
     return PolicyOut.model_validate(
         {
             "policy": row.policy,
@@ -120,6 +124,10 @@ def policy_of(session: ReadSession, tenant_id: str) -> PolicyOut:
             "updated_by": row.updated_by,
         }
     )
+
+
+def stricter(policy: str, floor: str) -> str:
+    return max(policy, floor, key=POLICIES.index)
 
 
 def set_policy(session: WriteSession, subject: TenantSubject, wanted: PolicyIn) -> PolicyOut:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Date, delete, func, literal, null, select, tuple_
 
 from registry.db import ReadSession, UtcDateTime, WriteSession, utc_now
-from registry.quotas.repository import insert
+from registry.inserts import insert
 from registry.tenants.models import Tenant
 from registry.usage.models import UsageDay, UsageRecord
 from registry.usage.schemas import Group

@@ -25,6 +25,11 @@ def endpoints(session: ReadSession, tenant_id: str) -> Sequence[WebhookEndpoint]
     return session.scalars(statement.order_by(WebhookEndpoint.created_at.desc(), WebhookEndpoint.id)).all()
 
 
+def has_enabled(tenant_id: str) -> ColumnElement[bool]:
+    """To be asked along with something else."""
+    return exists().where(WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.enabled)
+
+
 def count(session: ReadSession, tenant_id: str) -> int:
     return session.scalar(select(func.count()).select_from(WebhookEndpoint).where(WebhookEndpoint.tenant_id == tenant_id)) or 0
 

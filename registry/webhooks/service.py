@@ -11,6 +11,8 @@ import datetime as dt
 from typing import Any, get_args
 from uuid import uuid4
 
+from sqlalchemy import ColumnElement
+
 from registry.audit import service as audit
 from registry.audit.models import AuditEvent
 from registry.db import ReadSession, WriteSession, database_time
@@ -30,10 +32,16 @@ EVENT_TYPES = frozenset(get_args(EventType)) - {EVERYTHING}
 BY_OPERATOR = "disabled by request"
 
 
+def asks(audited: AuditEvent) -> ColumnElement[bool] | None:
+    """Whether its tenant has an endpoint at all, where it is of a type that can be asked for."""
+    if audited.action not in EVENT_TYPES or audited.outcome != audit.DONE or audited.tenant_id is None:
+        return None
+    return repository.has_enabled(audited.tenant_id)
+
+
 def hear(session: WriteSession, audited: AuditEvent) -> None:
     """Write an event and its deliveries beside the audit event, where an endpoint of the tenant asks for this type."""
-    if audited.action not in EVENT_TYPES or audited.outcome != audit.DONE or audited.tenant_id is None:
-        return
+    assert audited.tenant_id is not None, "`asks` has looked"
     with session.no_autoflush:  # a service may be half-way through its own changes
         found = repository.endpoints(session, audited.tenant_id)
     wanted = [endpoint for endpoint in found if endpoint.enabled and {audited.action, EVERYTHING} & set(endpoint.event_types)]
@@ -182,4 +190,4 @@ def _audit(
     audit.record(session, subject, action, "webhook", endpoint.id, before=before, after=after, tenant_id=subject.tenant_id)
 
 
-audit.listen(hear)
+audit.listen(audit.Listener(asks=asks, hear=hear))

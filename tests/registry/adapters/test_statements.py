@@ -141,3 +141,12 @@ def test_changes_cost_the_same_in_an_empty_tenant_and_in_a_full_one(
     before = change("before", 1)
     fill(database, "acme", adapters=400)
     assert change("after", 11) == before
+
+
+def test_a_push_is_two_statements_before_its_bytes_are_read_and_five_after(app: FastAPI, acme: Pusher, database: Database) -> None:
+    acme.push("pushed", adapter(1))
+    files = acme.upload(adapter(2).files)
+    named = cost(app, lambda: acme.call("POST", "/adapters/pushed/versions", json={"files": files}))
+    asked = [statement.split()[0] for statement in named if " api_keys" not in statement]
+    together = ["WITH"] if database.dialect == "postgresql" else ["INSERT", "INSERT"]  # the job and its first event
+    assert asked == ["SELECT", "SELECT", "SELECT", "INSERT", "INSERT", "INSERT", *together], named
