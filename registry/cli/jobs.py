@@ -16,7 +16,9 @@ from registry.cli.remote import Call, remote
 noun = typer.Typer(help="Jobs: work that outlives a request.", no_args_is_help=True)
 
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
-POLL_S = 0.5
+FIRST_POLL_S, POLL_S = 0.05, 0.5
+POLLS_A_WAIT = 20
+"""A pause is a twentieth of the wait so far: nobody waits much longer than it takes, and long waits ask seldom."""
 MAX_QUIET_S = 30.0
 DEFAULT_TIMEOUT_S = 900.0
 
@@ -106,15 +108,17 @@ def wait_for_job(client: RegistryClient, job_id: str, *, timeout_s: float, tell:
 
 
 def poll(look: Callable[[], Json | None], *, timeout_s: float, what: str) -> Json:
-    """Ask `look` until it answers something. Raises CliFailure after `timeout_s`; the work itself goes on."""
-    deadline = time.monotonic() + timeout_s
+    """Ask `look` until it answers something, often at first. Raises CliFailure after `timeout_s`; the work itself goes on."""
+    begun, pause_s = time.monotonic(), FIRST_POLL_S
+    deadline = begun + timeout_s
     while True:
         found = look()
         if found is not None:
             return found
         if time.monotonic() >= deadline:
             raise CliFailure(f"{what} has not ended after {timeout_s:g} s; it goes on", remedy="is a worker running? See `lorary doctor`")
-        time.sleep(POLL_S)
+        time.sleep(pause_s)
+        pause_s = min(POLL_S, max(FIRST_POLL_S, (time.monotonic() - begun) / POLLS_A_WAIT))
 
 
 def _line(job: Json) -> str:
