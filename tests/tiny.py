@@ -1,4 +1,4 @@
-"""Makes tiny random models of the Llama family, with a tokenizer and a chat template, as a real model folder on disk.
+"""Makes tiny random models of every served family, with a tokenizer and a chat template, as a real model folder on disk.
 
 For shapes, parity and speed of tests; never for claims about quality. The same arguments give the same bytes.
 Usage from a shell: python -m tests.tiny OUT_DIR [--untied]
@@ -35,17 +35,21 @@ def make_tiny_model(
     intermediate_size: int = 96,
     max_positions: int = 512,
     tied: bool = True,
+    family: str = "llama",
+    vector_noise: float = 0.0,
     **config: Any,
 ) -> Path:
     """Write config.json, model.safetensors (fp32), tokenizer.json, tokenizer_config.json and chat_template.jinja; returns `out`.
 
-    Weights are drawn wide enough (std 0.15) that logits differ clearly and greedy decoding has no ties.
+    Weights are drawn wide enough (std 0.15) that logits differ clearly and greedy decoding has no ties. `family` is a
+    model_type; `vector_noise` (std) moves norms and biases off the ones and zeros that they start as.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer()
-    settings = LlamaConfig(
+    settings = AutoConfig.for_model(
+        family,
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
@@ -63,7 +67,10 @@ def make_tiny_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(settings).float()
+        model = AutoModelForCausalLM.from_config(settings).float()
+        for parameter in model.parameters():
+            if vector_noise and parameter.ndim == 1:
+                parameter.data += vector_noise * torch.randn_like(parameter)
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out

@@ -26,7 +26,7 @@ from gpu_runtime.kernels.sample import sample
 from gpu_runtime.memory.layout import PageLayout
 from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.memory.tables import SlotTables
-from gpu_runtime.models.llama import Llama
+from gpu_runtime.models.causal_lm import CausalLM
 from gpu_runtime.models.spec import ModelSpec
 from gpu_runtime.models.weights import load_weights
 from gpu_runtime.scheduling.admission import Limits
@@ -114,9 +114,9 @@ def _default_pool_bytes() -> int:
 
 def _model(
     config: RuntimeConfig, spec: ModelSpec, *, kernels: Kernels, pool: PagePool, layout: PageLayout, tables: SlotTables, max_positions: int
-) -> Llama:
+) -> CausalLM:
     weights = load_weights(config.model_dir, spec=spec, dtype=getattr(torch, config.dtype), device=config.device)
-    return Llama(spec, weights=weights, kernels=kernels, pool=pool, layout=layout, tables=tables, max_positions=max_positions)
+    return CausalLM(spec, weights=weights, kernels=kernels, pool=pool, layout=layout, tables=tables, max_positions=max_positions)
 
 
 def _residency(

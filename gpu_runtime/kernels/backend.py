@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -59,7 +59,11 @@ class PackedWeight:
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One decoder layer as stored, (out, in): qkv = [q | k | v] rows, gate_up = [gate | up] rows; norms f32 (hidden)."""
+    """One decoder layer as stored, (out, in): qkv = [q | k | v] rows, gate_up = [gate | up] rows; norms f32 (hidden).
+
+    What only some architectures have is None elsewhere: biases f32 (out), norms of each head of q and k f32 (head_dim),
+    norms of what attention and MLP give before it is added to the stream f32 (hidden).
+    """
 
     attention_norm: torch.Tensor
     qkv: torch.Tensor
@@ -67,15 +71,44 @@ class LayerWeights:
     mlp_norm: torch.Tensor
     gate_up: torch.Tensor
     down: torch.Tensor
+    qkv_bias: torch.Tensor | None = None
+    o_bias: torch.Tensor | None = None
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+    attention_out_norm: torch.Tensor | None = None
+    mlp_out_norm: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HeadNorms:
+    """RMSNorm of each head of q and of k, before they are rotated. Weights f32 (head_dim)."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """How one layer attends: `rope` indexes DecoderSpec.ropes; `window` is how many tokens back a query sees, itself counted (0: all)."""
+
+    rope: int = 0
+    window: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class DecoderSpec:
-    """What a stack of layers needs to know beside its weights; spans as in LoraGroup, targets as indices into TARGETS."""
+    """What a stack of layers needs to know beside its weights; spans as in LoraGroup, targets as indices into TARGETS.
+
+    `attention`: one a layer. `scale`: of attention scores. `activation`: of the gate.
+    """
 
     num_heads: int
     eps: float
-    rope: RopeTables
+    ropes: tuple[RopeTables, ...]
+    attention: tuple[LayerAttention, ...]
+    scale: float
+    activation: Literal["silu", "gelu_tanh"]
     qkv: LoraSites
     o: LoraSites
     gate_up: LoraSites
@@ -124,8 +157,8 @@ class Kernels(Protocol):
         """The composition of the ops below over all `layers`; the reference's is `decoder.OpByOpDecoder`."""
         ...
 
-    def linear(self, x: torch.Tensor, *, weight: PackedWeight) -> torch.Tensor:
-        """Semantics: y = x @ weight.T. x (T, D), weight packed from (O, D), result (T, O) contiguous."""
+    def linear(self, x: torch.Tensor, *, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Semantics: y = x @ weight.T + bias. x (T, D), weight packed from (O, D), bias f32 (O), result (T, O) contiguous."""
         ...
 
     def rms_norm(self, x: torch.Tensor, *, weight: torch.Tensor, eps: float, added: torch.Tensor | None = None) -> torch.Tensor:
@@ -134,6 +167,10 @@ class Kernels(Protocol):
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Semantics: result = silu(gate) * up for gate_up = [gate | up]. gate_up (T, 2F), result (T, F)."""
+        ...
+
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """The same with gelu in its tanh form: 0.5 g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3)))."""
         ...
 
     def lora_delta(
@@ -174,18 +211,30 @@ class Kernels(Protocol):
         ...
 
     def rope_kv_write(
-        self, qkv: torch.Tensor, *, num_heads: int, rope: RopeTables, kv: torch.Tensor, layer: int, batch: ForwardBatch
+        self,
+        qkv: torch.Tensor,
+        *,
+        num_heads: int,
+        rope: RopeTables,
+        kv: torch.Tensor,
+        layer: int,
+        batch: ForwardBatch,
+        norms: HeadNorms | None = None,
     ) -> None:
         """Semantics: rotate q and k by position (halves convention); kv[page, layer, 0 | 1, :, offset] = k, v of each token.
 
+        With `norms` each head of q and k is first x / sqrt(mean(x^2) + eps) * weight.
         qkv (T, (num_heads + 2 kv_heads) * head_dim) = [q | k | v], q rotated in place (k may or may not be);
         kv as `memory.layout.kv_view` shapes it. Each token goes to batch.kv_slots.
         """
         ...
 
-    def paged_attention(self, qkv: torch.Tensor, *, num_heads: int, kv: torch.Tensor, layer: int, batch: ForwardBatch) -> torch.Tensor:
-        """Semantics: out[t, h] = softmax(q[t, h] . K[0..position of t] / sqrt(head_dim)) @ V[0..position of t], causal, GQA.
+    def paged_attention(
+        self, qkv: torch.Tensor, *, num_heads: int, kv: torch.Tensor, layer: int, batch: ForwardBatch, scale: float, window: int = 0
+    ) -> torch.Tensor:
+        """Semantics: out[t, h] = softmax(scale * q[t, h] . K[first..position of t]) @ V[first..position of t], causal, GQA.
 
+        first = max(0, position + 1 - window), or 0 where `window` is 0.
         Result (T, num_heads * head_dim). Nothing beyond a request's context is loaded, so stale page bytes never
         count, and a request's result does not depend on the rest of the batch.
         """

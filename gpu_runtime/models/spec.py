@@ -10,8 +10,16 @@ from typing import Any
 import torch
 
 from gpu_runtime.core import TARGETS
+from gpu_runtime.kernels.backend import LayerAttention
+from gpu_runtime.models.architecture import Architecture, Settings
+from gpu_runtime.models.gemma3 import GEMMA3
+from gpu_runtime.models.llama import LLAMA
+from gpu_runtime.models.mistral import MISTRAL
+from gpu_runtime.models.qwen2 import QWEN2
+from gpu_runtime.models.qwen3 import QWEN3
+from registry.artifact.base_config import settings, text_config
 
-MODEL_TYPES = ("llama", "mistral")
+ARCHITECTURES = {one.model_type: one for one in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3)}
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,13 @@ class RopeSpec:
     original_max_positions: int = 8192
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> RopeSpec:
-        """From `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (transformers 4)."""
-        rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta", 10000.0)}
-        kind = rope.get("rope_type", rope.get("type", "default"))
+    def from_parameters(cls, rope: Mapping[str, Any]) -> RopeSpec:
+        """From the resolved parameters of one kind of attention. Raises ValueError naming what is not computed."""
+        kind = rope["rope_type"]
         if kind not in ("default", "linear", "llama3"):
-            raise ValueError(f"rope_type is {kind!r}; this runtime computes default, linear and llama3")
+            raise ValueError(f"rope_type is {kind!r}; this runtime computes default, linear and llama3: choose another base model")
+        if (part := rope.get("partial_rotary_factor") or 1) != 1:
+            raise ValueError(f"partial_rotary_factor is {part!r}; this runtime rotates whole heads: choose another base model")
         return cls(
             theta=float(rope["rope_theta"]),
             kind=kind,
@@ -57,8 +66,9 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Shapes of a decoder of the Llama family."""
+    """Shapes of a decoder, and how its architecture computes them. `attention` and its ropes: one a layer, as DecoderSpec has them."""
 
+    architecture: Architecture
     num_layers: int
     hidden_size: int
     num_heads: int
@@ -68,29 +78,37 @@ class ModelSpec:
     vocab_size: int
     max_positions: int
     rms_norm_eps: float
-    rope: RopeSpec
+    ropes: tuple[RopeSpec, ...]
+    attention: tuple[LayerAttention, ...]
+    score_scale: float
+    biased: frozenset[str]
     tied_head: bool
     eos_token_ids: tuple[int, ...]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelSpec:
         """From a parsed config.json. Raises ValueError naming the field that this runtime cannot compute."""
-        _refuse_unknown_arithmetic(config)
-        heads = _positive(config, "num_attention_heads")
-        hidden = _positive(config, "hidden_size")
+        text = text_config(config)
+        resolved, architecture = settings(config), ARCHITECTURES[text["model_type"]]
+        _refuse_unknown_arithmetic(resolved, text, architecture)
+        ropes = [RopeSpec.from_parameters(resolved["rope"][kind]) for kind in ("full", "sliding") if kind in resolved["rope"]]
         return cls(
-            num_layers=_positive(config, "num_hidden_layers"),
-            hidden_size=hidden,
-            num_heads=heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            intermediate_size=_positive(config, "intermediate_size"),
-            vocab_size=_positive(config, "vocab_size"),
-            max_positions=_positive(config, "max_position_embeddings"),
-            rms_norm_eps=float(config["rms_norm_eps"]),
-            rope=RopeSpec.from_config(config),
-            tied_head=bool(config.get("tie_word_embeddings", False)),
-            eos_token_ids=_token_ids(config.get("eos_token_id")),
+            architecture=architecture,
+            num_layers=resolved["num_hidden_layers"],
+            hidden_size=resolved["hidden_size"],
+            num_heads=resolved["num_attention_heads"],
+            num_kv_heads=resolved["num_key_value_heads"],
+            head_dim=resolved["head_dim"],
+            intermediate_size=resolved["intermediate_size"],
+            vocab_size=resolved["vocab_size"],
+            max_positions=_positions(text, architecture),
+            rms_norm_eps=float(resolved["rms_norm_eps"]),
+            ropes=tuple(ropes),
+            attention=architecture.layers(resolved, text),
+            score_scale=architecture.score_scale(resolved, resolved["head_dim"]),
+            biased=architecture.biased(resolved),
+            tied_head=bool(resolved["tie_word_embeddings"]),
+            eos_token_ids=_token_ids(text.get("eos_token_id", config.get("eos_token_id"))),
         )
 
     @property
@@ -115,24 +133,18 @@ class ModelSpec:
         return max(max(self.target_shape(target)) for target in TARGETS)
 
 
-def _refuse_unknown_arithmetic(config: Mapping[str, Any]) -> None:
-    allowed: dict[str, tuple[object, ...]] = {
-        "model_type": MODEL_TYPES,
-        "hidden_act": ("silu",),
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
-        "sliding_window": (None,),
-    }
-    for field, values in allowed.items():
-        value = config.get(field, values[0])
-        if value not in values:
-            raise ValueError(f"{field} is {value!r}; this runtime computes {' or '.join(map(repr, values))}: choose another base model")
+def _refuse_unknown_arithmetic(resolved: Settings, text: Mapping[str, Any], architecture: Architecture) -> None:
+    given = {**resolved, "use_bidirectional_attention": bool(text.get("use_bidirectional_attention"))}
+    for field, values in {**architecture.allowed, "use_bidirectional_attention": (False,)}.items():
+        if given[field] not in values:
+            computed = " or ".join(map(repr, values))
+            raise ValueError(f"{field} is {given[field]!r}; this runtime computes {computed}: choose another base model")
 
 
-def _positive(config: Mapping[str, Any], field: str) -> int:
-    value = config.get(field)
+def _positions(text: Mapping[str, Any], architecture: Architecture) -> int:
+    value = text.get("max_position_embeddings", architecture.max_positions)
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{field} is {value!r}; config.json must give a whole number of at least 1")
+        raise ValueError(f"max_position_embeddings is {value!r}; config.json must give a whole number of at least 1")
     return value
 
 

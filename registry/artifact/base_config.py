@@ -37,6 +37,9 @@ _GEMMA3 = {
     "sliding_window": 4096,
     "head_dim": 256,
     "rope_theta": 1000000.0,
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
 }
 # What transformers assumes where a saved config is silent (it leaves out what equals its default).
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -77,7 +80,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def sizes_of(text: Mapping[str, Any]) -> dict[str, int]:
     """The seven sizes of a `text_config`, defaults of its family resolved. Raises ArtifactRefused."""
     defaults = FAMILIES[text["model_type"]]
-    sizes = {name: _size(text, name) for name in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")}
+    required = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    sizes = {name: _size(text, name, default=defaults.get(name)) for name in required}
     sizes["num_hidden_layers"] = _size(text, "num_hidden_layers", limit=MAX_LAYERS)
     kv_heads = defaults.get("num_key_value_heads", sizes["num_attention_heads"])
     sizes["num_key_value_heads"] = _size(text, "num_key_value_heads", default=kv_heads)

@@ -33,7 +33,7 @@ from gpu_runtime.memory.layout import PageLayout  # noqa: E402
 from gpu_runtime.memory.pages import PagePool  # noqa: E402
 from gpu_runtime.memory.plan import Site, plan_adapter  # noqa: E402
 from gpu_runtime.memory.tables import SlotTables  # noqa: E402
-from gpu_runtime.models.llama import Llama  # noqa: E402
+from gpu_runtime.models.causal_lm import CausalLM  # noqa: E402
 from gpu_runtime.models.spec import ModelSpec  # noqa: E402
 from gpu_runtime.models.weights import load_weights  # noqa: E402
 
@@ -58,7 +58,7 @@ class Bench:
         self.kv = [self.pool.allocate(kv_pages, owner=f"request {index}") for index in range(num_adapters)]
         for pages in self.kv:
             self.pool.data[pages] = 0
-        self.model = Llama(
+        self.model = CausalLM(
             spec, weights=load_weights(model_dir, spec=spec), kernels=kernels, pool=self.pool, layout=self.layout, tables=self.tables
         )
 

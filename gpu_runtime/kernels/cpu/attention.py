@@ -1,9 +1,9 @@
 """Rotary embedding with the write of K and V, and paged attention.
 
-Semantics: rotate q and k by position, store k and v in the token's page; then
-out[t, h] = softmax(q[t, h] . K[0..t] / sqrt(head_dim)) @ V[0..t], causal, queries of one KV head together.
+Semantics: norm each head of q and k (where there are weights), rotate them by position, store k and v in the token's page; then
+out[t, h] = softmax(scale * q[t, h] . K[f..t]) @ V[f..t], causal, from the window's first token on, queries of one KV head together.
 
-An item is (token, KV head), and a token's sums run over its own context in order. Only the first `position + 1` tokens are
+An item is (token, KV head), and a token's sums run over its own context in order. Only tokens f to `position` are
 loaded, so what a page held before never counts. Floor: 2 * kv_heads * head_dim * 4 bytes a context token a layer
 (SmolLM2: 46 KB a context token over all layers; 16 requests of 256 tokens: 189 MB, about 8 ms).
 """
@@ -35,8 +35,28 @@ def _rotate(row, start, half, cos, sin):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def rope_kv_write(sync, phase, qkv, num_heads, cos, sin, kv, layer, positions, kv_slots):  # type: ignore[no-untyped-def]
-    """qkv (T, (H + 2 KV) * head_dim), rotated in place; kv (P, L, 2, KV, tokens_per_page, head_dim)."""
+def _norm_head(row, start, weight, eps):  # type: ignore[no-untyped-def]
+    width = weight.shape[0]
+    total = np.float32(0)
+    for at in range(width):
+        total += row[start + at] * row[start + at]
+    factor = np.float32(1) / np.float32(math.sqrt(total / np.float32(width) + eps))
+    for at in range(width):
+        row[start + at] = row[start + at] * factor * weight[at]
+
+
+@inlined
+def _norm_heads(row, num_heads, kv_heads, q_norm, k_norm, eps):  # type: ignore[no-untyped-def]
+    head_dim = q_norm.shape[0]
+    for head in range(num_heads):
+        _norm_head(row, head * head_dim, q_norm, eps)
+    for head in range(num_heads, num_heads + kv_heads):
+        _norm_head(row, head * head_dim, k_norm, eps)
+
+
+@inlined
+def rope_kv_write(sync, phase, qkv, num_heads, cos, sin, kv, layer, positions, kv_slots, q_norm, k_norm, eps):  # type: ignore[no-untyped-def]
+    """qkv (T, (H + 2 KV) * head_dim), rotated in place; kv (P, L, 2, KV, tokens_per_page, head_dim); norms (head_dim), or (0) for none."""
     num_tokens = qkv.shape[0]
     kv_heads, tokens_per_page, head_dim = kv.shape[3], kv.shape[4], kv.shape[5]
     while True:
@@ -44,6 +64,8 @@ def rope_kv_write(sync, phase, qkv, num_heads, cos, sin, kv, layer, positions, k
         if token >= num_tokens:
             break
         row, position = qkv[token], positions[token]
+        if q_norm.shape[0] > 0:
+            _norm_heads(row, num_heads, kv_heads, q_norm, k_norm, eps)
         for head in range(num_heads + kv_heads):
             _rotate(row, head * head_dim, head_dim // 2, cos[position], sin[position])
         page, offset = kv_slots[token] // tokens_per_page, kv_slots[token] % tokens_per_page
@@ -138,50 +160,51 @@ def _announce(address, num_bytes):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _attend(kv, layer, kv_head, table, length, q, heads, out, scale, scratch):  # type: ignore[no-untyped-def]
-    """Up to four query heads at address `q` over the first `length` tokens of `table`, into address `out`."""
+def _attend(kv, layer, kv_head, table, first, length, q, heads, out, scale, scratch):  # type: ignore[no-untyped-def]
+    """Up to four query heads at address `q` over tokens [first, length) of `table`, into address `out`."""
     tokens_per_page, depth = kv.shape[4], kv.shape[5]
     block_bytes = tokens_per_page * depth * 4
     page_bytes = kv.shape[1] * 2 * kv.shape[3] * block_bytes
     keys = kv.ctypes.data + (layer * 2 * kv.shape[3] + kv_head) * block_bytes
     values = keys + kv.shape[3] * block_bytes
-    scores = scratch.ctypes.data
-    num_pages = (length + tokens_per_page - 1) // tokens_per_page
-    for at in range(num_pages):
-        first = at * tokens_per_page
-        count = min(tokens_per_page, length - first)
-        following = keys + table[at + 1] * page_bytes if at + 1 < num_pages else values + table[0] * page_bytes
+    scores, span = scratch.ctypes.data, length - first
+    first_page, num_pages = first // tokens_per_page, (length + tokens_per_page - 1) // tokens_per_page
+    for at in range(first_page, num_pages):
+        start = max(first, at * tokens_per_page)
+        count = min((at + 1) * tokens_per_page, length) - start
+        following = keys + table[at + 1] * page_bytes if at + 1 < num_pages else values + table[first_page] * page_bytes
         _announce(following, block_bytes)
-        _score(heads, q, depth * 4, depth, scores + first * 4, length * 4, keys + table[at] * page_bytes, count)
+        block = keys + table[at] * page_bytes + (start - at * tokens_per_page) * depth * 4
+        _score(heads, q, depth * 4, depth, scores + (start - first) * 4, span * 4, block, count)
     for head in range(heads):
-        _softmax(scratch, head * length, length, scale)
-    for at in range(num_pages):
-        first = at * tokens_per_page
-        count = min(tokens_per_page, length - first)
+        _softmax(scratch, head * span, span, scale)
+    for at in range(first_page, num_pages):
+        start = max(first, at * tokens_per_page)
+        count = min((at + 1) * tokens_per_page, length) - start
         if at + 1 < num_pages:
             _announce(values + table[at + 1] * page_bytes, block_bytes)
-        _weigh(heads, out, depth * 4, depth, scores + first * 4, length * 4, values + table[at] * page_bytes, count)
+        block = values + table[at] * page_bytes + (start - at * tokens_per_page) * depth * 4
+        _weigh(heads, out, depth * 4, depth, scores + (start - first) * 4, span * 4, block, count)
 
 
 @inlined
-def paged_attention(sync, phase, qkv, num_heads, kv, layer, positions, owners, tables, out, scratch):  # type: ignore[no-untyped-def]
+def paged_attention(sync, phase, qkv, num_heads, kv, layer, positions, owners, tables, out, scale, window, scratch):  # type: ignore[no-untyped-def]
     """owners int32 (T) = request of each token, tables int32 (R, M), out (T, H * head_dim), scratch 4 * longest context."""
     num_tokens = qkv.shape[0]
     kv_heads, depth = kv.shape[3], kv.shape[5]
     group, num_items = num_heads // kv_heads, num_tokens * kv_heads
-    scale = np.float32(1.0 / math.sqrt(depth))
     while True:
         item = claim(sync, phase, 1)
         if item >= num_items:
             break
         token, kv_head = item // kv_heads, item % kv_heads
-        first = kv_head * group
-        out[token, first * depth : (first + group) * depth] = np.float32(0)
+        head0, length = kv_head * group, positions[token] + 1
+        first = max(0, length - window) if window > 0 else 0
+        out[token, head0 * depth : (head0 + group) * depth] = np.float32(0)
         for done in range(0, group, 4):
-            head = first + done
+            head = head0 + done
             q = qkv.ctypes.data + (token * qkv.shape[1] + head * depth) * 4
             to = out.ctypes.data + (token * out.shape[1] + head * depth) * 4
-            heads = min(4, group - done)
-            _attend(kv, layer, kv_head, tables[owners[token]], positions[token] + 1, q, heads, to, scale, scratch)
+            _attend(kv, layer, kv_head, tables[owners[token]], first, length, q, min(4, group - done), to, scale, scratch)
         finish(sync, phase, 1)
     wait(sync, phase, num_items)

@@ -15,8 +15,8 @@ from gpu_runtime.core import NO_SLOT
 from gpu_runtime.kernels.backend import AdapterTables, BaseMatrix, DecoderSpec, LayerWeights, LoraSites, PackedWeight
 from gpu_runtime.kernels.batch import ForwardBatch
 from gpu_runtime.kernels.cpu.attention import paged_attention, rope_kv_write
-from gpu_runtime.kernels.cpu.compiled import compiled
-from gpu_runtime.kernels.cpu.elementwise import rms_norm, silu_mul
+from gpu_runtime.kernels.cpu.compiled import compiled, inlined
+from gpu_runtime.kernels.cpu.elementwise import gelu_mul, rms_norm, silu_mul
 from gpu_runtime.kernels.cpu.linear import TOKEN_BLOCK, linear, pack
 from gpu_runtime.kernels.cpu.lora_delta import CHUNK, lora_delta
 from gpu_runtime.kernels.cpu.sync import new_sync
@@ -25,11 +25,14 @@ from gpu_runtime.kernels.cpu.vectors import PANEL
 from gpu_runtime.kernels.decoder import DOWN, GATE_UP, NUM_MATRICES, O_PROJ, QKV, base_matrices, layer_matrices
 
 Array = np.ndarray[Any, Any]
-PHASES = 13  # of one layer
+PHASES = 15  # of one layer; those that an architecture lacks are passed by
 
 
 class Weights(NamedTuple):
-    """All layers stacked: norms (L, D); int64 (L) addresses of packed matrices (panels, in, PANEL), each one for itself."""
+    """All layers stacked: norms (L, D) and biases (L, O), or (L, 0) where there are none.
+
+    Packed matrices (panels, in, PANEL) are int64 (L) addresses, each one for itself.
+    """
 
     attention_norm: Array
     qkv: Array
@@ -37,6 +40,26 @@ class Weights(NamedTuple):
     mlp_norm: Array
     gate_up: Array
     down: Array
+    qkv_bias: Array
+    o_bias: Array
+    q_norm: Array
+    k_norm: Array
+    attention_out_norm: Array
+    mlp_out_norm: Array
+    no_bias: Array  # (0)
+
+
+class Attention(NamedTuple):
+    """cos and sin of each rope (ropes, P, head_dim / 2); the rope and the window of each layer int64 (L)."""
+
+    cos: Array
+    sin: Array
+    ropes: Array
+    windows: Array
+    num_heads: int
+    scale: np.float32
+    is_gelu: bool  # the activation of the MLP
+    eps: np.float32
 
 
 class Adapters(NamedTuple):
@@ -78,71 +101,45 @@ class Buffers(NamedTuple):
     inner: Array
 
 
+@inlined
+def _adapt(sync, phase, y, x, a, layer, sites, s, scratch):  # type: ignore[no-untyped-def]
+    lora_delta(
+        sync, phase, y, x, a.pool, a.rows, a.ranks, a.scales, a.codes, layer, sites.targets, sites.spans, s.chunks, scratch
+    )  # fmt: skip
+
+
 @compiled
-def run_layers(sync, w, a, qkv_sites, o_sites, gate_up_sites, down_sites, s, b, cos, sin, kv, num_heads, eps, scratch):  # type: ignore[no-untyped-def]
-    """w Weights, a Adapters, s Step, b Buffers; scratch f32, this thread's own."""
-    p = 0
+def run_layers(sync, w, a, qkv_sites, o_sites, gate_up_sites, down_sites, s, b, how, kv, scratch):  # type: ignore[no-untyped-def]
+    """w Weights, a Adapters, s Step, b Buffers, how Attention; scratch f32, this thread's own.
+
+    What is added to x next lies in b.delta, or in b.h where the architecture norms it first.
+    """
+    p, eps = 0, how.eps
+    norms_attention, norms_mlp = w.attention_out_norm.shape[1] > 0, w.mlp_out_norm.shape[1] > 0
     for i in range(w.qkv.shape[0]):
-        rms_norm(sync, p, b.x, b.delta, i > 0, w.attention_norm[i], eps, b.h)
-        linear(sync, p + 1, w.qkv[i], b.h, b.qkv, scratch)
-        lora_delta(
-            sync, p + 2, b.qkv, b.h, a.pool, a.rows, a.ranks, a.scales, a.codes, i, qkv_sites.targets, qkv_sites.spans, s.chunks, scratch
-        )
-        rope_kv_write(sync, p + 3, b.qkv, num_heads, cos, sin, kv, i, s.positions, s.kv_slots)
-        paged_attention(sync, p + 4, b.qkv, num_heads, kv, i, s.positions, s.owners, s.tables, b.attended, scratch)
-        linear(sync, p + 5, w.o[i], b.attended, b.delta, scratch)
-        lora_delta(
-            sync,
-            p + 6,
-            b.delta,
-            b.attended,
-            a.pool,
-            a.rows,
-            a.ranks,
-            a.scales,
-            a.codes,
-            i,
-            o_sites.targets,
-            o_sites.spans,
-            s.chunks,
-            scratch,
-        )
-        rms_norm(sync, p + 7, b.x, b.delta, True, w.mlp_norm[i], eps, b.h)
-        linear(sync, p + 8, w.gate_up[i], b.h, b.gate_up, scratch)
-        lora_delta(
-            sync,
-            p + 9,
-            b.gate_up,
-            b.h,
-            a.pool,
-            a.rows,
-            a.ranks,
-            a.scales,
-            a.codes,
-            i,
-            gate_up_sites.targets,
-            gate_up_sites.spans,
-            s.chunks,
-            scratch,
-        )
-        silu_mul(sync, p + 10, b.gate_up, b.inner)
-        linear(sync, p + 11, w.down[i], b.inner, b.delta, scratch)
-        lora_delta(
-            sync,
-            p + 12,
-            b.delta,
-            b.inner,
-            a.pool,
-            a.rows,
-            a.ranks,
-            a.scales,
-            a.codes,
-            i,
-            down_sites.targets,
-            down_sites.spans,
-            s.chunks,
-            scratch,
-        )
+        rms_norm(sync, p, b.x, b.h if norms_mlp else b.delta, i > 0, w.attention_norm[i], eps, b.h)
+        linear(sync, p + 1, w.qkv[i], w.qkv_bias[i], b.h, b.qkv, scratch)
+        _adapt(sync, p + 2, b.qkv, b.h, a, i, qkv_sites, s, scratch)
+        cos, sin = how.cos[how.ropes[i]], how.sin[how.ropes[i]]
+        rope_kv_write(sync, p + 3, b.qkv, how.num_heads, cos, sin, kv, i, s.positions, s.kv_slots, w.q_norm[i], w.k_norm[i], eps)
+        paged_attention(
+            sync, p + 4, b.qkv, how.num_heads, kv, i, s.positions, s.owners, s.tables, b.attended, how.scale, how.windows[i], scratch
+        )  # fmt: skip
+        linear(sync, p + 5, w.o[i], w.o_bias[i], b.attended, b.delta, scratch)
+        _adapt(sync, p + 6, b.delta, b.attended, a, i, o_sites, s, scratch)
+        if norms_attention:
+            rms_norm(sync, p + 13, b.delta, b.delta, False, w.attention_out_norm[i], eps, b.h)
+        rms_norm(sync, p + 7, b.x, b.h if norms_attention else b.delta, True, w.mlp_norm[i], eps, b.h)
+        linear(sync, p + 8, w.gate_up[i], w.no_bias, b.h, b.gate_up, scratch)
+        _adapt(sync, p + 9, b.gate_up, b.h, a, i, gate_up_sites, s, scratch)
+        if how.is_gelu:
+            gelu_mul(sync, p + 10, b.gate_up, b.inner)
+        else:
+            silu_mul(sync, p + 10, b.gate_up, b.inner)
+        linear(sync, p + 11, w.down[i], w.no_bias, b.inner, b.delta, scratch)
+        _adapt(sync, p + 12, b.delta, b.inner, a, i, down_sites, s, scratch)
+        if norms_mlp:
+            rms_norm(sync, p + 14, b.delta, b.delta, False, w.mlp_out_norm[i], eps, b.h)
         p += PHASES
 
 
@@ -159,10 +156,9 @@ class CompiledDecoder:
         self._weights = _weights(layers, self.matrices)
         self._adapters = adapter_arrays(pool, tables)
         self._sites = [site_arrays(sites) for sites in (spec.qkv, spec.o, spec.gate_up, spec.down)]
-        self._rope = spec.rope.cos.numpy(), spec.rope.sin.numpy()
+        self._attention = _attention(spec)
+        self._norms_last = layers[0].mlp_out_norm is not None
         self._kv = kv.numpy()
-        self._num_heads = spec.num_heads
-        self._eps = np.float32(spec.eps)
         self._scratch = [np.empty(0, np.float32)] * team.size
         self._widths = (layers[0].qkv.shape[0], layers[0].o.shape[1], layers[0].gate_up.shape[0], layers[0].down.shape[1])
         self._run(_empty_step(), np.empty((0, layers[0].o.shape[0]), np.float32), longest=1)
@@ -181,9 +177,9 @@ class CompiledDecoder:
         self._grow_scratch(longest)
         scratch = self._scratch
         sync = new_sync(PHASES * len(self._weights.attention_norm))
-        fixed = (self._weights, self._adapters, *self._sites, step, buffers, *self._rope, self._kv, self._num_heads, self._eps)
+        fixed = (self._weights, self._adapters, *self._sites, step, buffers, self._attention, self._kv)
         self._team.run(lambda index: run_layers(sync, *fixed, scratch[index]))
-        return buffers.delta
+        return buffers.h if self._norms_last else buffers.delta
 
     def _buffers(self, x: Array) -> Buffers:
         def rows(width: int) -> Array:
@@ -238,13 +234,28 @@ def _packed(layers: Sequence[LayerWeights]) -> list[list[PackedWeight]]:
     return [[PackedWeight(pack(weight), weight.shape[0]) for weight in layer_matrices(layer)] for layer in layers]
 
 
+def _attention(spec: DecoderSpec) -> Attention:
+    return Attention(
+        cos=torch.stack([rope.cos for rope in spec.ropes]).numpy(),
+        sin=torch.stack([rope.sin for rope in spec.ropes]).numpy(),
+        ropes=np.array([layer.rope for layer in spec.attention], np.int64),
+        windows=np.array([layer.window for layer in spec.attention], np.int64),
+        num_heads=spec.num_heads,
+        scale=np.float32(spec.scale),
+        is_gelu=spec.activation == "gelu_tanh",
+        eps=np.float32(spec.eps),
+    )
+
+
 def _weights(layers: Sequence[LayerWeights], matrices: Sequence[BaseMatrix]) -> Weights:
-    def norms(name: str) -> Array:
-        return torch.stack([getattr(layer, name) for layer in layers]).float().numpy()
+    def vectors(name: str) -> Array:
+        found = [getattr(layer, name) for layer in layers]
+        return np.empty((len(layers), 0), np.float32) if found[0] is None else torch.stack(found).float().numpy()
 
     addresses = np.array([matrix.weight.data.data_ptr() for matrix in matrices], np.int64).reshape(-1, NUM_MATRICES)
     qkv, o, gate_up, down = (addresses[:, which].copy() for which in (QKV, O_PROJ, GATE_UP, DOWN))
-    return Weights(norms("attention_norm"), qkv, o, norms("mlp_norm"), gate_up, down)
+    rest = {name: vectors(name) for name in Weights._fields if name not in ("qkv", "o", "gate_up", "down", "no_bias")}
+    return Weights(qkv=qkv, o=o, gate_up=gate_up, down=down, no_bias=np.empty(0, np.float32), **rest)
 
 
 def _addresses(weights: Weights) -> tuple[Array, ...]:

@@ -1,4 +1,6 @@
-"""Paged attention: out[t, h] = softmax(q[t, h] . K[0..position] / sqrt(head_dim)) @ V[0..position], causal, GQA.
+"""Paged attention: out[t, h] = softmax(scale * q[t, h] . K[first..position]) @ V[first..position], causal, GQA.
+
+`first` is 0, or position + 1 - window where the layer has one; blocks and splits that lie before it are passed by.
 
 Decode (`attend_split`, `join_splits`): all query heads of one KV head share its blocks; a request's context is cut every
 SPLIT_TOKENS tokens, each split keeps (max, sum, weighted V), and the splits are joined in order. Where a context is cut
@@ -17,6 +19,7 @@ import triton.language as tl
 SPLIT_TOKENS = 256
 BLOCK_N = 32  # tokens of context a step
 BLOCK_M = 32  # queries of a prompt's block
+PROMPT_WARPS = 4
 SPLIT_WARPS = 2  # a split's tiles are small: with four warps most of them would idle or spill
 MIN_GROUP = 16  # rows that a tensor core takes at least
 
@@ -27,6 +30,12 @@ def _context_at(kv, table, n, length, d, head_dim, page_stride, tokens_per_page)
     page = tl.load(table + n // tokens_per_page, mask=n < length, other=0).to(tl.int64)
     at = kv + page * page_stride + (n % tokens_per_page) * head_dim
     return tl.load(at[:, None] + d[None, :], mask=(n < length)[:, None] & (d < head_dim)[None, :], other=0.0)
+
+
+@triton.jit
+def _first_seen(end, window):  # type: ignore[no-untyped-def]
+    """The first place that a query at `end` - 1 sees."""
+    return tl.where(window > 0, tl.maximum(end - window, 0), 0)
 
 
 @triton.jit
@@ -64,18 +73,19 @@ def attend_split(  # type: ignore[no-untyped-def]
     tokens_per_page,
     head_dim,
     group,
+    window,
     SPLIT_TOKENS: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One (decode row, KV head, split) -> its part of the sums. Splits beyond the row's own context do nothing."""
+    """One (decode row, KV head, split) -> its part of the sums. Splits outside the row's own window of context do nothing."""
     at, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     request = tl.load(requests + at)
     length = tl.load(context_lens + request)
-    first = split * SPLIT_TOKENS
-    if first >= length:
+    first, oldest = split * SPLIT_TOKENS, _first_seen(length, window)
+    if first >= length or first + SPLIT_TOKENS <= oldest:
         return
     g, d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
     token = tl.load(query_starts + request).to(tl.int64)
@@ -87,11 +97,11 @@ def attend_split(  # type: ignore[no-untyped-def]
     best = tl.full((BLOCK_G,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_G,), dtype=tl.float32)
     summed = tl.zeros((BLOCK_G, BLOCK_D), dtype=tl.float32)
-    for n0 in range(first, tl.minimum(first + SPLIT_TOKENS, length), BLOCK_N):
+    for n0 in range(tl.maximum(first, oldest // BLOCK_N * BLOCK_N), tl.minimum(first + SPLIT_TOKENS, length), BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         k = _context_at(keys, table, n, length, d, head_dim, page_stride, tokens_per_page)
         v = _context_at(keys + value_offset, table, n, length, d, head_dim, page_stride, tokens_per_page)
-        seen = (n < length)[None, :] & (g < group)[:, None]
+        seen = ((n >= oldest) & (n < length))[None, :] & (g < group)[:, None]
         best, total, summed = _absorb(q, k.to(q.dtype), v.to(q.dtype), seen, best, total, summed, scale, PRECISION)
     row = ((at * tl.num_programs(1) + head) * tl.num_programs(2) + split) * group + g
     tl.store(bests + row, best, mask=g < group)
@@ -111,6 +121,7 @@ def join_splits(  # type: ignore[no-untyped-def]
     num_splits,
     head_dim,
     group,
+    window,
     SPLIT_TOKENS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -118,11 +129,13 @@ def join_splits(  # type: ignore[no-untyped-def]
     at, query_head = tl.program_id(0), tl.program_id(1)
     request = tl.load(requests + at)
     d = tl.arange(0, BLOCK_D)
-    row = ((at * (tl.num_programs(1) // group) + query_head // group) * num_splits) * group + query_head % group
+    length = tl.load(context_lens + request)
+    first = _first_seen(length, window) // SPLIT_TOKENS
+    row = ((at * (tl.num_programs(1) // group) + query_head // group) * num_splits + first) * group + query_head % group
     best = tl.load(bests + row)
     total = tl.load(totals + row)
     summed = tl.load(parts + row * head_dim + d, mask=d < head_dim, other=0.0)
-    for split in range(1, tl.cdiv(tl.load(context_lens + request), SPLIT_TOKENS)):
+    for split in range(1, tl.cdiv(length, SPLIT_TOKENS) - first):
         other = row + split * group
         other_best = tl.load(bests + other)
         higher = tl.maximum(best, other_best)
@@ -154,6 +167,7 @@ def attend_prompt(  # type: ignore[no-untyped-def]
     tokens_per_page,
     head_dim,
     group,
+    window,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -175,11 +189,12 @@ def attend_prompt(  # type: ignore[no-untyped-def]
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     summed = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     last = tl.minimum(length, length - (end - start) + first + BLOCK_M)
-    for n0 in range(0, last, BLOCK_N):
+    oldest = _first_seen(position + 1, window)
+    for n0 in range(_first_seen(length - (end - start) + first + 1, window) // BLOCK_N * BLOCK_N, last, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         k = _context_at(keys, table, n, last, d, head_dim, page_stride, tokens_per_page)
         v = _context_at(keys + value_offset, table, n, last, d, head_dim, page_stride, tokens_per_page)
-        seen = (n[None, :] <= position[:, None]) & (token < end)[:, None]
+        seen = (n[None, :] <= position[:, None]) & (n[None, :] >= oldest[:, None]) & (token < end)[:, None]
         best, total, summed = _absorb(q, k.to(q.dtype), v.to(q.dtype), seen, best, total, summed, scale, PRECISION)
     to = out + (token[:, None] * tl.num_programs(1) + query_head) * head_dim + d[None, :]
     total = tl.where(token < end, total, 1.0)  # rows past the prompt's end saw nothing

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 
 from gpu_runtime.core import BF16, F16, F32
-from gpu_runtime.kernels.backend import AdapterTables, Decoder, DecoderSpec, LayerWeights, LoraSites, PackedWeight, RopeTables
+from gpu_runtime.kernels.backend import (
+    AdapterTables,
+    Decoder,
+    DecoderSpec,
+    HeadNorms,
+    LayerWeights,
+    LoraSites,
+    PackedWeight,
+    RopeTables,
+)
 from gpu_runtime.kernels.batch import ForwardBatch
 from gpu_runtime.kernels.decoder import OpByOpDecoder
 from gpu_runtime.kernels.gpu import attention, elementwise, expand, merge, rope_kv_write, shrink
@@ -33,8 +43,8 @@ class GpuKernels:
     ) -> Decoder:
         return OpByOpDecoder(self, spec=spec, layers=layers, kv=kv, pool=pool, tables=tables)
 
-    def linear(self, x: torch.Tensor, *, weight: PackedWeight) -> torch.Tensor:
-        return F.linear(x, weight.data)
+    def linear(self, x: torch.Tensor, *, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return F.linear(x, weight.data, None if bias is None else bias.to(x.dtype))
 
     def rms_norm(self, x: torch.Tensor, *, weight: torch.Tensor, eps: float, added: torch.Tensor | None = None) -> torch.Tensor:
         y = torch.empty_like(x)
@@ -45,11 +55,10 @@ class GpuKernels:
         return y
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        width = gate_up.shape[1] // 2
-        y = gate_up.new_empty((gate_up.shape[0], width))
-        grid = (gate_up.shape[0], triton.cdiv(width, elementwise.BLOCK_F))
-        elementwise.silu_mul[grid](y, gate_up, width, BLOCK_F=elementwise.BLOCK_F)
-        return y
+        return _gated(gate_up, elementwise.silu_mul)
+
+    def gelu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        return _gated(gate_up, elementwise.gelu_mul)
 
     def lora_delta(
         self,
@@ -89,34 +98,43 @@ class GpuKernels:
         )  # fmt: skip
 
     def rope_kv_write(
-        self, qkv: torch.Tensor, *, num_heads: int, rope: RopeTables, kv: torch.Tensor, layer: int, batch: ForwardBatch
+        self,
+        qkv: torch.Tensor,
+        *,
+        num_heads: int,
+        rope: RopeTables,
+        kv: torch.Tensor,
+        layer: int,
+        batch: ForwardBatch,
+        norms: HeadNorms | None = None,
     ) -> None:
         num_kv_heads, tokens_per_page, head_dim = kv.shape[3:]
+        q_norm, k_norm, eps = (rope.cos, rope.cos, 0.0) if norms is None else (norms.q, norms.k, norms.eps)  # without: never read
         rope_kv_write.rope_kv_write[qkv.shape[0], num_heads + 2 * num_kv_heads](
-            qkv,
-            kv,
-            rope.cos,
-            rope.sin,
-            batch.positions,
-            batch.kv_slots,
-            num_heads,
-            num_kv_heads,
-            head_dim,
-            tokens_per_page,
-            *_strides(kv, layer),
-            BLOCK_H=triton.next_power_of_2(head_dim // 2),
+            qkv, kv, rope.cos, rope.sin, batch.positions, batch.kv_slots, q_norm, k_norm, eps, num_heads, num_kv_heads, head_dim,
+            tokens_per_page, *_strides(kv, layer), HAS_NORMS=norms is not None, BLOCK_H=triton.next_power_of_2(head_dim // 2),
             num_warps=rope_kv_write.NUM_WARPS,
-        )
+        )  # fmt: skip
 
-    def paged_attention(self, qkv: torch.Tensor, *, num_heads: int, kv: torch.Tensor, layer: int, batch: ForwardBatch) -> torch.Tensor:
-        head_dim = kv.shape[5]
-        out = qkv.new_empty((qkv.shape[0], num_heads * head_dim))
-        routing = routing_of(batch, block_m=attention.BLOCK_M)
-        if routing.decode_requests.numel():
-            _attend_decode(out, qkv, num_heads=num_heads, kv=kv, layer=layer, batch=batch, routing=routing)
-        if routing.query_blocks.numel():
-            _attend_prompt(out, qkv, num_heads=num_heads, kv=kv, layer=layer, batch=batch, routing=routing)
+    def paged_attention(
+        self, qkv: torch.Tensor, *, num_heads: int, kv: torch.Tensor, layer: int, batch: ForwardBatch, scale: float, window: int = 0
+    ) -> torch.Tensor:
+        out = qkv.new_empty((qkv.shape[0], num_heads * kv.shape[5]))
+        work = _Attention(
+            out, qkv, num_heads, kv, layer, batch, routing_of(batch, block_m=attention.BLOCK_M), scale, window
+        )  # fmt: skip
+        if work.routing.decode_requests.numel():
+            work.decode()
+        if work.routing.query_blocks.numel():
+            work.prompt()
         return out
+
+
+def _gated(gate_up: torch.Tensor, kernel: Any) -> torch.Tensor:
+    width = gate_up.shape[1] // 2
+    y = gate_up.new_empty((gate_up.shape[0], width))
+    kernel[gate_up.shape[0], triton.cdiv(width, elementwise.BLOCK_F)](y, gate_up, width, BLOCK_F=elementwise.BLOCK_F)
+    return y
 
 
 class _Delta:
@@ -194,35 +212,53 @@ def _strides(kv: torch.Tensor, layer: int) -> tuple[int, int, int, int]:
     return kv.stride(0), layer * kv.stride(1), kv.stride(2), kv.stride(3)
 
 
-def _attend_decode(
-    out: torch.Tensor, qkv: torch.Tensor, *, num_heads: int, kv: torch.Tensor, layer: int, batch: ForwardBatch, routing: Routing
-) -> None:
-    num_kv_heads, tokens_per_page, head_dim = kv.shape[3:]
-    group, num_rows = num_heads // num_kv_heads, routing.decode_requests.numel()
-    num_splits = triton.cdiv(batch.longest_context, attention.SPLIT_TOKENS)
-    sums = (num_rows, num_kv_heads, num_splits, group)
-    parts = torch.empty((*sums, head_dim), dtype=torch.float32, device=qkv.device)
-    bests, totals = torch.empty((2, *sums), dtype=torch.float32, device=qkv.device)
-    block_d = max(16, triton.next_power_of_2(head_dim))
-    attention.attend_split[num_rows, num_kv_heads, num_splits](
-        parts, bests, totals, qkv, kv, batch.block_tables, batch.context_lens, batch.query_starts, routing.decode_requests,
-        1 / math.sqrt(head_dim), batch.block_tables.stride(0), qkv.shape[1], *_strides(kv, layer), tokens_per_page, head_dim, group,
-        SPLIT_TOKENS=attention.SPLIT_TOKENS, BLOCK_G=max(attention.MIN_GROUP, triton.next_power_of_2(group)),
-        BLOCK_N=attention.BLOCK_N, BLOCK_D=block_d, PRECISION="ieee", num_warps=attention.SPLIT_WARPS,
-    )  # fmt: skip
-    attention.join_splits[num_rows, num_heads](
-        out, parts, bests, totals, batch.context_lens, batch.query_starts, routing.decode_requests, num_splits, head_dim, group,
-        SPLIT_TOKENS=attention.SPLIT_TOKENS, BLOCK_D=block_d,
-    )  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class _Attention:
+    """One layer's attention for one batch."""
 
+    out: torch.Tensor
+    qkv: torch.Tensor
+    num_heads: int
+    kv: torch.Tensor
+    layer: int
+    batch: ForwardBatch
+    routing: Routing
+    scale: float
+    window: int
 
-def _attend_prompt(
-    out: torch.Tensor, qkv: torch.Tensor, *, num_heads: int, kv: torch.Tensor, layer: int, batch: ForwardBatch, routing: Routing
-) -> None:
-    num_kv_heads, tokens_per_page, head_dim = kv.shape[3:]
-    attention.attend_prompt[routing.query_blocks.shape[0], num_heads](
-        out, qkv, kv, batch.block_tables, batch.context_lens, batch.query_starts, routing.query_blocks,
-        1 / math.sqrt(head_dim), batch.block_tables.stride(0), qkv.shape[1], *_strides(kv, layer), tokens_per_page, head_dim,
-        num_heads // num_kv_heads, BLOCK_M=attention.BLOCK_M, BLOCK_N=attention.BLOCK_N,
-        BLOCK_D=max(16, triton.next_power_of_2(head_dim)), PRECISION="ieee",
-    )  # fmt: skip
+    @property
+    def block_d(self) -> int:
+        return max(16, int(triton.next_power_of_2(self.kv.shape[5])))
+
+    @property
+    def widening(self) -> int:
+        """Heads wider than 128 need more warps, or their tiles spill."""
+        return 2 if self.block_d > 128 else 1
+
+    def decode(self) -> None:
+        num_kv_heads, tokens_per_page, head_dim = self.kv.shape[3:]
+        batch, requests = self.batch, self.routing.decode_requests
+        group, num_splits = self.num_heads // num_kv_heads, triton.cdiv(batch.longest_context, attention.SPLIT_TOKENS)
+        sums = (requests.numel(), num_kv_heads, num_splits, group)
+        parts = torch.empty((*sums, head_dim), dtype=torch.float32, device=self.qkv.device)
+        bests, totals = torch.empty((2, *sums), dtype=torch.float32, device=self.qkv.device)
+        attention.attend_split[sums[:3]](
+            parts, bests, totals, self.qkv, self.kv, batch.block_tables, batch.context_lens, batch.query_starts, requests,
+            self.scale, batch.block_tables.stride(0), self.qkv.shape[1], *_strides(self.kv, self.layer), tokens_per_page, head_dim,
+            group, self.window, SPLIT_TOKENS=attention.SPLIT_TOKENS, BLOCK_G=max(attention.MIN_GROUP, triton.next_power_of_2(group)),
+            BLOCK_N=attention.BLOCK_N, BLOCK_D=self.block_d, PRECISION="ieee", num_warps=attention.SPLIT_WARPS * self.widening,
+        )  # fmt: skip
+        attention.join_splits[requests.numel(), self.num_heads](
+            self.out, parts, bests, totals, batch.context_lens, batch.query_starts, requests, num_splits, head_dim, group, self.window,
+            SPLIT_TOKENS=attention.SPLIT_TOKENS, BLOCK_D=self.block_d,
+        )  # fmt: skip
+
+    def prompt(self) -> None:
+        num_kv_heads, tokens_per_page, head_dim = self.kv.shape[3:]
+        batch, blocks = self.batch, self.routing.query_blocks
+        attention.attend_prompt[blocks.shape[0], self.num_heads](
+            self.out, self.qkv, self.kv, batch.block_tables, batch.context_lens, batch.query_starts, blocks,
+            self.scale, batch.block_tables.stride(0), self.qkv.shape[1], *_strides(self.kv, self.layer), tokens_per_page, head_dim,
+            self.num_heads // num_kv_heads, self.window, BLOCK_M=attention.BLOCK_M, BLOCK_N=attention.BLOCK_N,
+            BLOCK_D=self.block_d, PRECISION="ieee", num_warps=attention.PROMPT_WARPS * self.widening,
+        )  # fmt: skip

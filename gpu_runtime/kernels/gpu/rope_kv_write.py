@@ -1,7 +1,8 @@
-"""Rotary embedding of q and k, and the write of K and V into the pool: each value read once, written once.
+"""RMSNorm of each head of q and k (where there are weights), their rotary embedding, and the write of K and V into the pool.
 
-Semantics (halves convention): (low, high) -> (low * cos - high * sin, high * cos + low * sin) at the token's position; then
-kv[page, layer, 0 | 1, head, offset] = k, v. q is rotated in place; k only on its way to the pool.
+Each value is read once, written once. Semantics (halves convention): (low, high) -> (low * cos - high * sin,
+high * cos + low * sin) at the token's position; then kv[page, layer, 0 | 1, head, offset] = k, v. q is rotated in place; k
+only on its way to the pool.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ NUM_WARPS = 1  # half a head has 32 to 64 values: more threads would load one ea
 
 
 @triton.jit
+def _weight(q_norm, k_norm, i, inside, is_query):  # type: ignore[no-untyped-def]
+    return tl.load(q_norm + i, mask=inside & is_query, other=0.0) + tl.load(k_norm + i, mask=inside & (is_query == 0), other=0.0)
+
+
+@triton.jit
 def rope_kv_write(  # type: ignore[no-untyped-def]
     qkv,
     kv,
@@ -20,6 +26,9 @@ def rope_kv_write(  # type: ignore[no-untyped-def]
     sin,
     positions,
     kv_slots,
+    q_norm,
+    k_norm,
+    eps,
     num_heads,
     num_kv_heads,
     head_dim,
@@ -28,6 +37,7 @@ def rope_kv_write(  # type: ignore[no-untyped-def]
     layer_offset,
     value_offset,
     head_stride,
+    HAS_NORMS: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     """One (token, head of q, k or v)."""
@@ -46,6 +56,10 @@ def rope_kv_write(  # type: ignore[no-untyped-def]
         c = tl.load(cos + turn, mask=inside, other=0.0)
         s = tl.load(sin + turn, mask=inside, other=0.0)
         low_f, high_f = low.to(tl.float32), high.to(tl.float32)
+        if HAS_NORMS:
+            size = tl.rsqrt((tl.sum(low_f * low_f, axis=0) + tl.sum(high_f * high_f, axis=0)) / head_dim + eps)
+            low_f *= size * _weight(q_norm, k_norm, i, inside, head < num_heads)
+            high_f *= size * _weight(q_norm, k_norm, half + i, inside, head < num_heads)
         turned_low, turned_high = low_f * c - high_f * s, high_f * c + low_f * s
         if head < num_heads:
             tl.store(at + i, turned_low.to(qkv.dtype.element_ty), mask=inside)

@@ -32,21 +32,22 @@ TABLES = {"rows": "*i32", "ranks": "*i32", "dtypes": "*i32"}
 NUMBERS = {"layer": "i32", "num_layers": "i32", "max_rank": "i32"}
 LLAMA_8B_SPANS = {"S0": 0, "E0": 4096, "S1": 4096, "E1": 5120, "S2": 5120, "E2": 6144}
 KV = {"page_stride": "i32", "layer_offset": "i32", "value_offset": "i32", "head_stride": "i32"}
-UNEVEN = {"slot", "layer", "num_layers", "num_splits", "group", "num_kv_heads", "scale", "eps"}  # of any value
+UNEVEN = {"slot", "layer", "num_layers", "num_splits", "group", "num_kv_heads", "scale", "eps", "window"}  # of any value
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel as Llama-3.1-8B in bf16 launches it."""
+    """A kernel as Llama-3.1-8B in bf16 launches it; a `variant` as Gemma 3 does, whose heads have 256 columns."""
 
     kernel: Any
     arguments: dict[str, str]
     constants: dict[str, Any] = field(default_factory=dict)
     num_warps: int = 4
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        return str(self.kernel.fn.__name__)
+        return f"{self.kernel.fn.__name__}{self.variant}"
 
 
 def cases() -> Iterator[Case]:
@@ -81,35 +82,59 @@ def cases() -> Iterator[Case]:
         one | LLAMA_8B_SPANS | {"PRECISION": "tf32x3", "BLOCK_R": 16, "BLOCK_O": merge.BLOCK_O, "BLOCK_D": merge.BLOCK_D},
     )
     tables = {"block_tables": i32, "context_lens": i32, "query_starts": i32}
-    shape = {"scale": "fp32", "table_stride": "i32", "qkv_stride": "i32", **KV, "tokens_per_page": "i32", "head_dim": "i32", "group": "i32"}
-    blocks = {"BLOCK_N": attention.BLOCK_N, "BLOCK_D": 128, "PRECISION": "ieee"}
-    yield Case(
-        attention.attend_split,
-        {"parts": f32, "bests": f32, "totals": f32, "qkv": bf16, "kv": bf16, **tables, "requests": i32, **shape},
-        blocks | {"SPLIT_TOKENS": attention.SPLIT_TOKENS, "BLOCK_G": attention.MIN_GROUP},
-        num_warps=attention.SPLIT_WARPS,
-    )
+    shape = {
+        "scale": "fp32",
+        "table_stride": "i32",
+        "qkv_stride": "i32",
+        **KV,
+        "tokens_per_page": "i32",
+        "head_dim": "i32",
+        "group": "i32",
+        "window": "i32",
+    }
+    for block_d, widening, variant in ((128, 1, ""), (256, 2, "_256")):
+        blocks = {"BLOCK_N": attention.BLOCK_N, "BLOCK_D": block_d, "PRECISION": "ieee"}
+        yield Case(
+            attention.attend_split,
+            {"parts": f32, "bests": f32, "totals": f32, "qkv": bf16, "kv": bf16, **tables, "requests": i32, **shape},
+            blocks | {"SPLIT_TOKENS": attention.SPLIT_TOKENS, "BLOCK_G": attention.MIN_GROUP},
+            num_warps=attention.SPLIT_WARPS * widening,
+            variant=variant,
+        )
+        yield Case(
+            attention.attend_prompt,
+            {"out": bf16, "qkv": bf16, "kv": bf16, **tables, "blocks": i32, **shape},
+            blocks | {"BLOCK_M": attention.BLOCK_M},
+            num_warps=attention.PROMPT_WARPS * widening,
+            variant=variant,
+        )
     yield Case(
         attention.join_splits,
         {"out": bf16, "parts": f32, "bests": f32, "totals": f32, "context_lens": i32, "query_starts": i32, "requests": i32}
-        | {"num_splits": "i32", "head_dim": "i32", "group": "i32"},
+        | {"num_splits": "i32", "head_dim": "i32", "group": "i32", "window": "i32"},
         {"SPLIT_TOKENS": attention.SPLIT_TOKENS, "BLOCK_D": 128},
     )
     yield Case(
-        attention.attend_prompt,
-        {"out": bf16, "qkv": bf16, "kv": bf16, **tables, "blocks": i32, **shape},
-        blocks | {"BLOCK_M": attention.BLOCK_M},
-    )
-    yield Case(
         rope_kv_write.rope_kv_write,
-        {"qkv": bf16, "kv": bf16, "cos": f32, "sin": f32, "positions": "*i64", "kv_slots": "*i64"}
+        {
+            "qkv": bf16,
+            "kv": bf16,
+            "cos": f32,
+            "sin": f32,
+            "positions": "*i64",
+            "kv_slots": "*i64",
+            "q_norm": f32,
+            "k_norm": f32,
+            "eps": "fp32",
+        }
         | {"num_heads": "i32", "num_kv_heads": "i32", "head_dim": "i32", "tokens_per_page": "i32", **KV},
-        {"BLOCK_H": 64},
+        {"HAS_NORMS": True, "BLOCK_H": 64},
         num_warps=rope_kv_write.NUM_WARPS,
     )
     norm = {"y": bf16, "x": bf16, "added": bf16, "weight": f32, "num_columns": "i32", "eps": "fp32"}
     yield Case(elementwise.rms_norm, norm, {"HAS_ADDED": True, "BLOCK_D": 4096})
-    yield Case(elementwise.silu_mul, {"y": bf16, "gate_up": bf16, "num_columns": "i32"}, {"BLOCK_F": elementwise.BLOCK_F})
+    for gated in (elementwise.silu_mul, elementwise.gelu_mul):
+        yield Case(gated, {"y": bf16, "gate_up": bf16, "num_columns": "i32"}, {"BLOCK_F": elementwise.BLOCK_F})
 
 
 def compile_case(case: Case, capability: int) -> dict[str, Any]:

@@ -34,11 +34,14 @@ FENCES = {
     "expand_chunk": Fence(200, 36 * 1024),
     "merge": Fence(168, 32 * 1024),
     "attend_split": Fence(168, 24 * 1024),
+    "attend_split_256": Fence(176, 44 * 1024),
+    "attend_prompt_256": Fence(168, 56 * 1024),
     "join_splits": Fence(40, 0, widest=4),
     "attend_prompt": Fence(168, 32 * 1024),
     "rope_kv_write": Fence(40, 0, widest=4),
     "rms_norm": Fence(72, 64),
     "silu_mul": Fence(40, 0),
+    "gelu_mul": Fence(40, 0),
 }
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gpu_runtime.kernels.backend import Kernels, RopeTables, select_backend
+from gpu_runtime.kernels.backend import HeadNorms, Kernels, RopeTables, select_backend
 from gpu_runtime.kernels.batch import BatchRow, ForwardBatch, build_batch
 from gpu_runtime.memory.layout import PageLayout, kv_view
 from gpu_runtime.memory.pages import PagePool
@@ -48,7 +48,7 @@ class Cache:
         width = (self.num_heads + 2 * self.kv_heads) * self.head_dim
         return torch.randn(num_tokens, width, generator=torch.Generator().manual_seed(seed))
 
-    def oracle(self, qkv: torch.Tensor, queries: list[tuple[int, int]]) -> torch.Tensor:
+    def oracle(self, qkv: torch.Tensor, queries: list[tuple[int, int]], *, window: int = 0) -> torch.Tensor:
         rows, token = [], 0
         group = self.num_heads // self.kv_heads
         for at, count in queries:
@@ -56,14 +56,16 @@ class Cache:
             for back in range(count, 0, -1):
                 end = len(k) - back + 1
                 q = qkv[token, : self.num_heads * self.head_dim].double().view(self.num_heads, self.head_dim)
-                weights = (torch.einsum("hd,chd->hc", q, k[:end]) / math.sqrt(self.head_dim)).softmax(-1)
-                rows.append(torch.einsum("hc,chd->hd", weights, v[:end]).flatten())
+                first = max(0, end - window) if window else 0
+                weights = (torch.einsum("hd,chd->hc", q, k[first:end]) / math.sqrt(self.head_dim)).softmax(-1)
+                rows.append(torch.einsum("hc,chd->hd", weights, v[first:end]).flatten())
                 token += 1
         return torch.stack(rows)
 
 
-def attend(kernels: Kernels, cache: Cache, qkv: torch.Tensor, queries: list[tuple[int, int]]) -> torch.Tensor:
-    return kernels.paged_attention(qkv, num_heads=cache.num_heads, kv=cache.kv, layer=LAYER, batch=cache.batch(queries))
+def attend(kernels: Kernels, cache: Cache, qkv: torch.Tensor, queries: list[tuple[int, int]], *, window: int = 0) -> torch.Tensor:
+    batch, scale = cache.batch(queries), cache.head_dim**-0.5
+    return kernels.paged_attention(qkv, num_heads=cache.num_heads, kv=cache.kv, layer=LAYER, batch=batch, scale=scale, window=window)
 
 
 @pytest.mark.parametrize(("num_heads", "kv_heads", "head_dim"), SHAPES)
@@ -77,6 +79,19 @@ def test_attention_equals_the_fp64_oracle(kernels: Kernels, num_heads: int, kv_h
     qkv = cache.random_qkv(sum(count for _, count in queries))
     difference = attend(kernels, cache, qkv, queries).double() - cache.oracle(qkv, queries)
     assert float(difference.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("window", [1, 20, 64, 300])
+def test_a_window_ends_what_a_query_sees(kernels: Kernels, window: int) -> None:
+    """Windows shorter than a page, across pages and across a split of the decode kernel; prompts in one piece and cut."""
+    cache = Cache(num_heads=4, kv_heads=2, head_dim=32)
+    for seed, length in enumerate([1, 17, 80, 333, 530]):
+        cache.add(length, seed=seed)
+    queries = [(0, 1), (1, 17), (2, 1), (3, 40), (4, 1)]
+    qkv = cache.random_qkv(sum(count for _, count in queries))
+    whole = attend(kernels, cache, qkv, queries, window=window)
+    assert float((whole.double() - cache.oracle(qkv, queries, window=window)).abs().max()) < 1e-5
+    assert attend(kernels, cache, qkv[29:59], [(3, 30)], window=window).equal(whole[29:59])
 
 
 def test_large_scores_do_not_overflow(kernels: Kernels) -> None:
@@ -111,8 +126,9 @@ def test_a_row_depends_neither_on_its_batch_nor_on_how_the_prompt_was_cut() -> N
     assert attend(one_thread, cache, qkv[72:73], [(1, 1)]).equal(whole[72:73])
 
 
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize(("num_heads", "kv_heads", "head_dim"), SHAPES)
-def test_rope_and_write(kernels: Kernels, num_heads: int, kv_heads: int, head_dim: int) -> None:
+def test_rope_and_write(kernels: Kernels, num_heads: int, kv_heads: int, head_dim: int, normed: bool) -> None:
     cache = Cache(num_heads=num_heads, kv_heads=kv_heads, head_dim=head_dim)
     pages = [cache.pool.allocate(3, owner="a"), cache.pool.allocate(1, owner="b")[::-1]]
     batch = build_batch([BatchRow([0] * 21, 14, pages[0]), BatchRow([0], 0, pages[1])], tokens_per_page=16)
@@ -120,8 +136,12 @@ def test_rope_and_write(kernels: Kernels, num_heads: int, kv_heads: int, head_di
     qkv = cache.random_qkv(22)
     rotated = qkv.clone()
     before = cache.pool.data.clone()
-    kernels.rope_kv_write(rotated, num_heads=num_heads, rope=RopeTables(angles.cos(), angles.sin()), kv=cache.kv, layer=LAYER, batch=batch)
+    rope, norms = RopeTables(angles.cos(), angles.sin()), HeadNorms(torch.rand(head_dim) + 0.5, torch.rand(head_dim) + 0.5, 1e-6)
+    kernels.rope_kv_write(rotated, num_heads=num_heads, rope=rope, kv=cache.kv, layer=LAYER, batch=batch, norms=norms if normed else None)
     heads = qkv.double().view(22, -1, head_dim)
+    if normed:
+        weights = torch.cat((norms.q.expand(num_heads, -1), norms.k.expand(kv_heads, -1), torch.ones(kv_heads, head_dim)))
+        heads = heads / (heads.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weights
     turned = (
         torch.view_as_complex(torch.stack(heads.chunk(2, -1), -1))
         * torch.polar(torch.ones_like(angles, dtype=torch.float64), angles.double())[batch.positions][:, None]

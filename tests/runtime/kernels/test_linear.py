@@ -27,6 +27,13 @@ def test_linear_equals_the_fp64_product(kernels: Kernels, num_out: int, depth: i
     assert torch.allclose(y.double(), x.double() @ weight.double().T, rtol=0, atol=2.0**-24 * depth * 8)
 
 
+@pytest.mark.parametrize(("num_out", "num_tokens"), [(1, 1), (33, 3), (64, 65)])
+def test_a_bias_is_added_to_every_row(kernels: Kernels, num_out: int, num_tokens: int) -> None:
+    x, weight, bias = randn(num_tokens, 48), randn(num_out, 48, seed=1), randn(num_out, seed=2)
+    y = kernels.linear(x, weight=kernels.pack(weight), bias=bias)
+    assert torch.allclose(y.double(), x.double() @ weight.double().T + bias.double(), rtol=0, atol=2.0**-24 * 48 * 8)
+
+
 def test_a_row_of_the_product_does_not_depend_on_its_batch() -> None:
     x, weight = randn(77, 576), randn(1000, 576, seed=1)
     pair, single = select_backend(threads=2), select_backend(threads=1)
@@ -65,6 +72,15 @@ def test_silu_mul_over_the_whole_range(kernels: Kernels) -> None:
     assert torch.allclose(out[0].double(), expected, rtol=2e-6, atol=1e-30)
     assert kernels.silu_mul(torch.tensor([[math.nan, 1.0]])).isnan().all()
     assert kernels.silu_mul(torch.tensor([[-95.0, 1.0]])).abs() < 1e-36
+
+
+def test_gelu_mul_over_the_whole_range(kernels: Kernels) -> None:
+    gate = torch.cat((torch.linspace(-20, 20, 4001), torch.tensor([0.0, -0.0, 1e-20, 1e12, -1e12])))
+    up = randn(gate.numel())
+    out = kernels.gelu_mul(torch.cat((gate, up))[None])[0]
+    expected = F.gelu(gate.double(), approximate="tanh") * up.double()
+    assert torch.allclose(out.double(), expected, rtol=1e-5, atol=1e-6)
+    assert kernels.gelu_mul(torch.tensor([[math.nan, 1.0]])).isnan().all()
 
 
 def test_many_calls_from_another_thread_give_the_same_result() -> None:

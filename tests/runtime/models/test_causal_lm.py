@@ -1,10 +1,11 @@
-"""Logits against transformers, with chunked prefill, decode, a shuffled paged KV and mixed batches."""
+"""Logits of every architecture against transformers, with chunked prefill, decode, a shuffled paged KV and mixed batches."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +19,25 @@ from gpu_runtime.memory.layout import PageLayout
 from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.memory.plan import Site, plan_adapter
 from gpu_runtime.memory.tables import SlotTables
-from gpu_runtime.models.llama import Llama
+from gpu_runtime.models.causal_lm import CausalLM
 from gpu_runtime.models.spec import ModelSpec
 from gpu_runtime.models.weights import load_weights
 from tests.runtime.conftest import kernels_named
 from tests.tiny import make_tiny_model
 
-MODELS = {
+GEMMA3: dict[str, Any] = {
+    "family": "gemma3_text",
+    "head_dim": 32,
+    "num_layers": 4,
+    "sliding_window": 20,
+    "sliding_window_pattern": 3,
+    "query_pre_attn_scalar": 24,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+MODELS: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied-gqa-wide-head": {"tied": False, "num_heads": 6, "num_kv_heads": 1, "head_dim": 24, "hidden_size": 96},
     "mha": {"num_heads": 4, "num_kv_heads": 4, "num_layers": 3},
@@ -38,6 +51,14 @@ MODELS = {
             "original_max_position_embeddings": 64,
         }
     },
+    "llama-biased": {"attention_bias": True},
+    "mistral": {"family": "mistral", "sliding_window": None},
+    "mistral-window": {"family": "mistral", "sliding_window": 24, "num_heads": 6, "hidden_size": 96},
+    "qwen2": {"family": "qwen2"},
+    "qwen2-window": {"family": "qwen2", "use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
+    "qwen3": {"family": "qwen3", "head_dim": 24, "tied": False},
+    "qwen3-biased": {"family": "qwen3", "head_dim": 32, "attention_bias": True},
+    "gemma3": GEMMA3,
 }
 
 
@@ -50,7 +71,7 @@ class Runner:
         self.pool = PagePool(num_pages=num_pages, page_bytes=self.layout.page_bytes, poison_freed=True)
         self.tables = SlotTables(num_slots=num_slots, num_layers=spec.num_layers, max_rank=8)
         weights = load_weights(model_dir, spec=spec)
-        self.model = Llama(spec, weights=weights, kernels=kernels, pool=self.pool, layout=self.layout, tables=self.tables)
+        self.model = CausalLM(spec, weights=weights, kernels=kernels, pool=self.pool, layout=self.layout, tables=self.tables)
 
     def pages(self, num_tokens: int) -> list[int]:
         """Pages in descending order, so that a table that is read as a range fails."""
@@ -119,7 +140,7 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("chunk", [5, 64])
 def test_logits_equal_transformers(tmp_path: Path, kernels: Kernels, kind: str, chunk: int) -> None:
-    model_dir = make_tiny_model(tmp_path, **MODELS[kind])
+    model_dir = make_tiny_model(tmp_path, vector_noise=0.3, **MODELS[kind])
     runner = Runner(model_dir, kernels=kernels)
     prompts = random_prompts(runner.model.spec.vocab_size, [1 + 3, 17, 33, 100])
     assert worst_difference(model_dir, runner, prompts, chunk=chunk) < 1e-4
@@ -141,8 +162,9 @@ class OpByOp(CpuKernels):
         return OpByOpDecoder(self, spec=spec, layers=layers, kv=kv, pool=pool, tables=tables)
 
 
-def test_the_compiled_decoder_is_its_ops_in_order(tmp_path: Path) -> None:
-    model_dir = make_tiny_model(tmp_path, num_heads=6, num_kv_heads=2, hidden_size=96)
+@pytest.mark.parametrize("kind", ["mistral-window", "qwen2", "gemma3"])
+def test_the_compiled_decoder_is_its_ops_in_order(tmp_path: Path, kind: str) -> None:
+    model_dir = make_tiny_model(tmp_path, vector_noise=0.3, **MODELS[kind])
     compiled, composed = (Runner(model_dir, kernels=kernels, num_slots=2) for kernels in (CpuKernels(threads=3), OpByOp(threads=1)))
     prompts = random_prompts(compiled.model.spec.vocab_size, [30, 9, 17, 4])
     seen = []
@@ -161,9 +183,11 @@ def test_the_compiled_decoder_is_its_ops_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_the_gpus_kernels_compute_the_same_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["llama-biased", "gemma3"])
+def test_the_gpus_kernels_compute_the_same_model(tmp_path: Path, kind: str) -> None:
     """Under the interpreter: prompts, decode rows, two adapters and base rows in one batch, beside the reference."""
-    model_dir = make_tiny_model(tmp_path, num_heads=6, num_kv_heads=2, head_dim=24, hidden_size=96)
+    shape = {"num_layers": 2, "sliding_window_pattern": 2} if kind == "gemma3" else {"num_heads": 6, "head_dim": 24, "hidden_size": 96}
+    model_dir = make_tiny_model(tmp_path, vector_noise=0.3, **{**MODELS[kind], **shape})
     seen = []
     for name in ("gpu", "reference"):
         runner = Runner(model_dir, kernels=kernels_named(name), num_slots=2)
