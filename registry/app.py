@@ -83,11 +83,12 @@ def _set_state(app: FastAPI, settings: Settings) -> None:
 
 
 def _include_routers(app: FastAPI) -> None:
-    app.include_router(health.router)
-    operated = (tenants, audit, secrets, webhooks, quotas, jobs, gc, usage)
-    for domain in (*operated, blobs, uploads, base_models, signing, adapters, serving):
-        app.include_router(domain.router, prefix=API_PREFIX)
+    """In the order of how often each is asked: a request is held against one route after the other until one takes it."""
     app.include_router(serving.openai_router, prefix=OPENAI_PREFIX)
+    operated = (jobs, tenants, audit, secrets, webhooks, quotas, gc, usage)
+    for domain in (adapters, serving, blobs, uploads, base_models, signing, *operated):
+        app.include_router(domain.router, prefix=API_PREFIX)
+    app.include_router(health.router)
     app.include_router(hub.router, prefix=API_PREFIX)
     app.include_router(hub.hub_router)
 
