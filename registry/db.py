@@ -12,7 +12,7 @@ transaction that follows carries it, transaction-locally, so that no pooled conn
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import Connection, DateTime, Engine, MetaData, create_engine, event, select
+from sqlalchemy import Connection, DateTime, Engine, MetaData, Select, create_engine, event, select
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session, SessionTransaction, sessionmaker
@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 
 from registry.config import Settings
 from registry.postgresql import PoolOptions as PoolOptions  # noqa: PLC0414 - callers have it from here
-from registry.postgresql import begin_for, for_sessions, make_postgresql_engine
+from registry.postgresql import begin_for, for_sessions, make_postgresql_engine, select_alone
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -146,6 +146,12 @@ class ReadSession(Session):
 
     def get_bind(self, *_args: Any, **_options: Any) -> Engine:
         return self._engines.system if self.reach.system else self._engines.app
+
+    def select_alone(self, statement: Select[*tuple[Any, ...]], values: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows of a small SELECT of no tenant's, as a transaction of its own where none began yet."""
+        if self.in_transaction() or self._engines.app.dialect.name != "postgresql":
+            return self.execute(statement, values).all()
+        return select_alone(self.get_bind(), statement, values)
 
     def settle(self) -> None:
         """End the transaction, if one began. For its unit of work alone.

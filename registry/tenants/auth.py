@@ -149,7 +149,7 @@ def authenticate(session: ReadSession, token: str, hasher: KeyHasher) -> Subject
         tenant_id=row.tenant_id,
         tenant=row.tenant,
         scopes=frozenset(row.scopes),
-        expires_at=row.expires_at,
+        expires_at=row.expires_at and row.expires_at.astimezone(dt.UTC),
         adapter_prefixes=None if row.adapter_prefixes is None else tuple(row.adapter_prefixes),
     )
 

@@ -45,8 +45,8 @@ _AUTHENTICATION = _authentication()  # once: every request runs it, and composin
 
 
 def key_for_authentication(session: ReadSession, key_id: str) -> StoredKey | None:
-    row = session.execute(_AUTHENTICATION, {"key_id": key_id}).one_or_none()
-    return None if row is None else StoredKey(*row)
+    rows = session.select_alone(_AUTHENTICATION, {"key_id": key_id})
+    return StoredKey(*rows[0]) if rows else None
 
 
 def tenant_by_name(session: ReadSession, name: str, *, include_deleted: bool = False) -> Tenant | None:
