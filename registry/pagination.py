@@ -59,6 +59,12 @@ def decode_cursor(cursor: str) -> tuple[dt.datetime, str]:
     return moment, row_id
 
 
+def decode_number(cursor: str) -> int:
+    """Of a listing ordered by number, whose cursor carries it in the place of the row's id."""
+    number = decode_cursor(cursor)[1]
+    return int(number) if number.isdigit() and len(number) < 10 else 0
+
+
 def after_cursor(statement: S, cursor: str | None, *, at: Any, row_id: Any, limit: int) -> S:
     """Newest first, one row more than `limit` so that `make_page` can tell whether another page follows."""
     if cursor is not None:

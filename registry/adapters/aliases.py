@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from registry.adapters import repository
-from registry.adapters.models import READY, Adapter, AdapterVersion, Alias, AliasMove
+from registry.adapters import alias_rows
+from registry.adapters.alias_rows import Pointable, Pointing
+from registry.adapters.models import READY, Adapter, AdapterVersion
 from registry.audit import service as audit
 from registry.db import WriteSession
 from registry.errors import Conflict, Invalid, NotFound, PreconditionFailed
@@ -17,47 +18,47 @@ Expected = int | Literal["absent", "any"]
 
 def put(
     session: WriteSession, subject: TenantSubject, adapter: Adapter, name: str, *, number: int, expected: Expected
-) -> tuple[Alias, bool]:
+) -> tuple[Pointing, bool]:
     """Point the alias at a ready version. True where it is new. Call under `lock_adapter`.
 
     Raises PreconditionFailed where `expected` does not hold, Invalid for an absent version, Conflict for one not ready.
     """
-    alias = repository.alias(session, adapter.tenant_id, adapter.id, name)
+    alias = alias_rows.alias(session, adapter.tenant_id, adapter.id, name)
     _compare(alias, name, expected=expected)
     version = _ready_version(session, adapter, number)
     if alias is None:
         return create(session, subject, adapter, name, version=version, moved_by=subject.key_id), True
-    if alias.version_id != version.id:
-        before = {"number": alias.version.number, "generation": alias.generation}
-        alias.version, alias.updated_by, alias.generation = version, subject.key_id, alias.generation + 1
-        _keep_move(session, subject, alias, number=number, before=before)
-    return alias, False
+    if alias.version_id == version.id:
+        return alias, False
+    moved = alias_rows.move(session, adapter.tenant_id, alias, to=version, by=subject.key_id)
+    _keep_move(session, subject, adapter, moved, number=number, before=alias)
+    return moved, False
 
 
-def create(session: WriteSession, subject: Subject, adapter: Adapter, name: str, *, version: AdapterVersion, moved_by: str) -> Alias:
+def create(
+    session: WriteSession, subject: Subject, adapter: Adapter, name: str, *, version: Pointable | AdapterVersion, moved_by: str
+) -> Pointing:
     """Also for the `default` that the first ready version sets, where `subject` is SYSTEM: a worker did it."""
-    generation = repository.last_generation(session, adapter.tenant_id, adapter.id, name) + 1
-    alias = Alias(
-        tenant_id=adapter.tenant_id, adapter_id=adapter.id, name=name, version=version, generation=generation, updated_by=moved_by
-    )
-    session.add(alias)
-    _keep_move(session, subject, alias, number=version.number, before=None)
+    to = Pointable(version.id, version.number, version.version_digest, version.status)
+    generation = alias_rows.last_generation(session, adapter.tenant_id, adapter.id, name) + 1
+    alias = alias_rows.add(session, adapter.tenant_id, adapter.id, name, to=to, generation=generation, by=moved_by)
+    _keep_move(session, subject, adapter, alias, number=version.number, before=None)
     return alias
 
 
 def remove(session: WriteSession, subject: TenantSubject, adapter: Adapter, name: str, *, expected: Expected) -> None:
     """Call under `lock_adapter`. Raises NotFound, PreconditionFailed."""
-    alias = repository.alias(session, adapter.tenant_id, adapter.id, name)
+    alias = alias_rows.alias(session, adapter.tenant_id, adapter.id, name)
     if alias is None:
         raise not_found(adapter, name)
     _compare(alias, name, expected=expected)
-    _remove(session, subject, alias)
+    _remove(session, subject, adapter, alias)
 
 
 def remove_all(session: WriteSession, subject: TenantSubject, adapter: Adapter, *, version_id: str | None = None) -> None:
     """Every alias of the adapter, or of one version."""
-    for alias in repository.aliases(session, adapter.tenant_id, adapter.id, version_id=version_id):
-        _remove(session, subject, alias)
+    for alias in alias_rows.aliases(session, adapter.tenant_id, adapter.id, version_id=version_id):
+        _remove(session, subject, adapter, alias)
 
 
 def not_found(adapter: Adapter, name: str) -> NotFound:
@@ -70,32 +71,22 @@ def not_found(adapter: Adapter, name: str) -> NotFound:
     )
 
 
-def _remove(session: WriteSession, subject: TenantSubject, alias: Alias) -> None:
-    before = {"number": alias.version.number, "generation": alias.generation}
-    alias.generation, alias.updated_by = alias.generation + 1, subject.key_id
-    _keep_move(session, subject, alias, number=None, before=before)
-    session.delete(alias)
-    session.flush()
+def _remove(session: WriteSession, subject: TenantSubject, adapter: Adapter, alias: Pointing) -> None:
+    gone = alias._replace(generation=alias.generation + 1, updated_by=subject.key_id)
+    _keep_move(session, subject, adapter, gone, number=None, before=alias)
+    alias_rows.remove(session, adapter.tenant_id, alias)
 
 
-def _keep_move(session: WriteSession, subject: Subject, alias: Alias, *, number: int | None, before: dict[str, int] | None) -> None:
-    session.add(
-        AliasMove(
-            tenant_id=alias.tenant_id,
-            adapter_id=alias.adapter_id,
-            name=alias.name,
-            generation=alias.generation,
-            number=number,
-            moved_by=alias.updated_by,
-        )
-    )
-    session.flush()
-    adapter = session.get_one(Adapter, alias.adapter_id)
-    after = {"adapter": adapter.name, "alias": alias.name, "number": number, "generation": alias.generation}
-    audit.record(session, subject, "alias.moved", "alias", alias.id, before=before, after=after, tenant_id=alias.tenant_id)
+def _keep_move(
+    session: WriteSession, subject: Subject, adapter: Adapter, now: Pointing, *, number: int | None, before: Pointing | None
+) -> None:
+    alias_rows.keep_move(session, adapter.tenant_id, adapter.id, now.name, generation=now.generation, number=number, by=now.updated_by)
+    was = None if before is None else {"number": before.number, "generation": before.generation}
+    after = {"adapter": adapter.name, "alias": now.name, "number": number, "generation": now.generation}
+    audit.record(session, subject, "alias.moved", "alias", now.id, before=was, after=after, tenant_id=adapter.tenant_id)
 
 
-def _compare(alias: Alias | None, name: str, *, expected: Expected) -> None:
+def _compare(alias: Pointing | None, name: str, *, expected: Expected) -> None:
     generation = None if alias is None else alias.generation
     holds = {"absent": alias is None, "any": alias is not None}.get(str(expected), generation == expected)
     if not holds:
@@ -108,8 +99,8 @@ def _compare(alias: Alias | None, name: str, *, expected: Expected) -> None:
         )
 
 
-def _ready_version(session: WriteSession, adapter: Adapter, number: int) -> AdapterVersion:
-    version = repository.version(session, adapter.tenant_id, adapter.id, number)
+def _ready_version(session: WriteSession, adapter: Adapter, number: int) -> Pointable:
+    version = alias_rows.version(session, adapter.tenant_id, adapter.id, number)
     if version is None:
         raise Invalid(
             f"adapter {adapter.name!r} has no version {number}; choose one that it has",

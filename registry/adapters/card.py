@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from registry.adapters import repository, service, signatures
+from registry.adapters import alias_rows, service, signatures
 from registry.adapters.models import AdapterVersion
 from registry.adapters.schemas import CardBaseModel, CardImport, CardOut, CardPusher, CardReadme, FileOut, FormOut
 from registry.artifact.errors import ArtifactRefused
@@ -58,7 +58,7 @@ def card_of(database: Database, store: BlobStore, tenant_id: str, name: str, num
 def _known(session: ReadSession, tenant_id: str, name: str, number: int) -> Known:
     version = service.get_version(session, tenant_id, name, number)
     key = tenants.find_key(session, tenant_id, version.created_by)
-    aliases = repository.aliases(session, tenant_id, version.adapter_id, version_id=version.id)
+    aliases = alias_rows.aliases(session, tenant_id, version.adapter_id, version_id=version.id)
     return Known(version, key.name if key else None, [alias.name for alias in aliases], _imported(session, tenant_id, version))
 
 

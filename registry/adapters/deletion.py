@@ -7,7 +7,7 @@ its number never means anything else, and only a push of the same bytes revives 
 
 from __future__ import annotations
 
-from registry.adapters import aliases, repository, signatures
+from registry.adapters import alias_rows, aliases, repository, signatures
 from registry.adapters.models import DELETED, READY, Adapter, AdapterVersion
 from registry.adapters.push import refuse_base_model_name, revive
 from registry.adapters.service import adapter_not_found, get_version, lock_adapter, version_not_found
@@ -164,7 +164,7 @@ def _locked_version(session: WriteSession, tenant_id: str, name: str, number: in
 
 
 def _mark_deleted(session: WriteSession, subject: TenantSubject, adapter: Adapter, version: AdapterVersion) -> None:
-    own = repository.aliases(session, subject.tenant_id, adapter.id, version_id=version.id)
+    own = alias_rows.aliases(session, subject.tenant_id, adapter.id, version_id=version.id)
     version.deleted_aliases = [alias.name for alias in own] or None
     version.status, version.deleted_at = DELETED, adapter.deleted_at
 
@@ -173,7 +173,7 @@ def _restore(session: WriteSession, subject: TenantSubject, adapter: Adapter, ve
     names = version.deleted_aliases or []
     job_id = revive(session, subject, version)
     for name in names if version.status == READY else ():
-        if repository.alias(session, subject.tenant_id, adapter.id, name) is None:
+        if alias_rows.alias(session, subject.tenant_id, adapter.id, name) is None:
             aliases.create(session, subject, adapter, name, version=version, moved_by=subject.key_id)
     return job_id
 

@@ -11,9 +11,10 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from registry import metrics
-from registry.adapters import aliases, card, card_markdown, deletion, lineage, push, push_check, repository, service
+from registry.adapters import alias_rows, aliases, card, card_markdown, deletion, lineage, listing, push, push_check, repository, service
+from registry.adapters.alias_rows import Pointing
 from registry.adapters.aliases import Expected
-from registry.adapters.models import Adapter, Alias, AliasMove
+from registry.adapters.models import Adapter, AliasMove
 from registry.adapters.schemas import (
     AdapterName,
     AdapterOut,
@@ -94,7 +95,7 @@ def list_adapters(
     show_deleted: ShowDeleted = False,
 ) -> Page[AdapterOut]:
     """The tenant's adapters, or those that match every part of a search; newest first."""
-    rows = repository.adapters_page(
+    rows = listing.page(
         session,
         subject.tenant_id,
         search=search,
@@ -103,9 +104,8 @@ def list_adapters(
         prefixes=subject.adapter_prefixes,
         with_deleted=show_deleted,
     )
-    described = service.describe(session, subject.tenant_id, rows[:limit], retention_s=settings.deleted_retention_s)
-    shown = {out.name: out for out in described}
-    return make_page(rows, limit=limit, key=lambda row: (row.created_at, row.id), show=lambda row: shown[row.name])
+    show = partial(service.describe, retention_s=settings.deleted_retention_s)
+    return make_page(rows, limit=limit, key=lambda row: (row.created_at, row.id), show=show)
 
 
 @router.get("/{name}", responses=READ_ERRORS)
@@ -277,14 +277,14 @@ def get_file(
 @router.get("/{name}/aliases", responses=READ_ERRORS)
 def list_aliases(name: AdapterName, *, subject: Reader, session: ReadSessionDep) -> list[AliasOut]:
     adapter = service.get_adapter(session, subject.tenant_id, name)
-    return [_show_alias(alias) for alias in repository.aliases(session, subject.tenant_id, adapter.id)]
+    return [_show_alias(alias) for alias in alias_rows.aliases(session, subject.tenant_id, adapter.id)]
 
 
 @router.get("/{name}/aliases/{alias}", responses=READ_ERRORS)
 def get_alias(name: AdapterName, alias: AliasName, *, response: Response, subject: Reader, session: ReadSessionDep) -> AliasOut:
     """The ETag is what `If-Match` of a move must carry."""
     adapter = service.get_adapter(session, subject.tenant_id, name)
-    found = repository.alias(session, subject.tenant_id, adapter.id, alias)
+    found = alias_rows.alias(session, subject.tenant_id, adapter.id, alias)
     if found is None:
         raise aliases.not_found(adapter, alias)
     return _with_etag(response, found)
@@ -334,12 +334,12 @@ def alias_history(
 ) -> Page[AliasMoveOut]:
     """Every move, newest first, also of an alias that is gone."""
     adapter = service.get_adapter(session, subject.tenant_id, name)
-    rows = repository.moves_page(session, subject.tenant_id, adapter.id, alias, cursor=cursor, limit=limit)
+    rows = alias_rows.moves_page(session, subject.tenant_id, adapter.id, alias, cursor=cursor, limit=limit)
     return make_page(rows, limit=limit, key=lambda row: repository.number_key(row.moved_at, row.generation), show=_show_move)
 
 
 def _describe(session: ReadSession, adapter: Adapter, settings: Settings) -> AdapterOut:
-    return service.describe(session, adapter.tenant_id, [adapter], retention_s=settings.deleted_retention_s)[0]
+    return service.describe(listing.one(session, adapter), retention_s=settings.deleted_retention_s)
 
 
 def _read_back(session: ReadSession, tenant_id: str, version_id: str, settings: Settings) -> VersionOut:
@@ -367,16 +367,16 @@ def _expected(if_match: str | None, if_none_match: str | None) -> Expected | Non
     return int(match[1])
 
 
-def _with_etag(response: Response, alias: Alias) -> AliasOut:
+def _with_etag(response: Response, alias: Pointing) -> AliasOut:
     response.headers["ETag"] = f'"{alias.generation}"'
     return _show_alias(alias)
 
 
-def _show_alias(alias: Alias) -> AliasOut:
+def _show_alias(alias: Pointing) -> AliasOut:
     return AliasOut(
         alias=alias.name,
-        version=alias.version.number,
-        version_digest=alias.version.version_digest,
+        version=alias.number,
+        version_digest=alias.version_digest,
         generation=alias.generation,
         updated_at=alias.updated_at,
         updated_by=alias.updated_by,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from registry.adapters import aliases, repository, signatures
+from registry.adapters import alias_rows, aliases, repository, signatures
 from registry.adapters.models import PENDING, READY, REJECTED, AdapterVersion, Form
 from registry.adapters.service import DEFAULT_ALIAS
 from registry.artifact.manifest import FormManifest
@@ -69,7 +69,7 @@ def make_ready(session: WriteSession, subject: Subject, version: AdapterVersion,
     session.flush()
     _audit(session, subject, "version.ready", version, before=before, after={"status": READY, **after})
     first = not repository.has_other_ready_version(session, tenant_id, version.adapter_id, than=version.id)
-    if first and repository.alias(session, tenant_id, version.adapter_id, DEFAULT_ALIAS) is None:
+    if first and alias_rows.alias(session, tenant_id, version.adapter_id, DEFAULT_ALIAS) is None:
         aliases.create(session, subject, version.adapter, DEFAULT_ALIAS, version=version, moved_by=version.created_by)
 
 

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from sqlalchemy import Select, exists, func, literal, select
+from sqlalchemy import Select, bindparam, exists, func, literal, select
 from sqlalchemy.orm import joinedload, selectinload
 
-from registry.adapters.models import DELETED, READY, Adapter, AdapterVersion, Alias, AliasMove, VersionSignature
-from registry.adapters.search import ANYTHING, Search, matching
+from registry.adapters.models import DELETED, READY, Adapter, AdapterVersion, VersionSignature
 from registry.db import ReadSession, UtcDateTime, WriteSession
 from registry.jobs.models import FINAL, Job
 from registry.jobs.service import VALIDATE_VERSION
-from registry.pagination import after_cursor, decode_cursor
+from registry.pagination import decode_number
 from registry.quotas.service import day_start
-from registry.tenants.limits import Prefixes, name_within
-
-
-@dataclass(frozen=True)
-class VersionCount:
-    num_versions: int = 0
-    latest: int | None = None
 
 
 def adapter(session: ReadSession, tenant_id: str, name: str, *, with_deleted: bool = False) -> Adapter | None:
@@ -43,54 +33,25 @@ def num_versions_today(session: ReadSession, tenant_id: str) -> int:
     return session.scalar(select(func.count()).where(AdapterVersion.tenant_id == tenant_id, made)) or 0
 
 
+def lock_named(session: WriteSession, tenant_id: str, name: str) -> Adapter | None:
+    """`lock_adapter` by the name of one that is not deleted, without its base model. One statement."""
+    return session.scalar(_LOCK_NAMED, {"tenant_id": tenant_id, "name": name})
+
+
+_LOCK_NAMED = (
+    select(Adapter)
+    .where(Adapter.tenant_id == bindparam("tenant_id"), Adapter.name == bindparam("name"), Adapter.deleted_at.is_(None))
+    .with_for_update()
+    .execution_options(populate_existing=True)
+)
+
+
 def lock_adapter(session: WriteSession, tenant_id: str, adapter_id: str) -> Adapter:
     """Versions, aliases and deletion of one adapter change one after the other. (SQLite has one writer anyway.)"""
     statement = select(Adapter).where(Adapter.tenant_id == tenant_id, Adapter.id == adapter_id).with_for_update()
     locked = session.scalar(statement.execution_options(populate_existing=True))
     assert locked is not None, f"adapter {adapter_id} was read in this transaction and rows are never removed"
     return locked
-
-
-def adapters_page(
-    session: ReadSession,
-    tenant_id: str,
-    *,
-    cursor: str | None,
-    limit: int,
-    search: Search = ANYTHING,
-    prefixes: Prefixes = None,
-    with_deleted: bool = False,
-) -> Sequence[Adapter]:
-    statement = select(Adapter).where(Adapter.tenant_id == tenant_id, *matching(tenant_id, search)).options(joinedload(Adapter.base_model))
-    if prefixes is not None:
-        statement = statement.where(name_within(Adapter.name, prefixes))
-    if not with_deleted:
-        statement = statement.where(Adapter.deleted_at.is_(None))
-    return session.scalars(after_cursor(statement, cursor, at=Adapter.created_at, row_id=Adapter.id, limit=limit)).all()
-
-
-def version_counts(session: ReadSession, tenant_id: str, adapter_ids: Collection[str]) -> dict[str, VersionCount]:
-    """Living versions by adapter; an adapter without one is absent."""
-    statement = (
-        select(AdapterVersion.adapter_id, func.count(), func.max(AdapterVersion.number))
-        .where(AdapterVersion.tenant_id == tenant_id, AdapterVersion.adapter_id.in_(adapter_ids), AdapterVersion.status != DELETED)
-        .group_by(AdapterVersion.adapter_id)
-    )
-    return {adapter_id: VersionCount(count, latest) for adapter_id, count, latest in session.execute(statement)}
-
-
-def alias_numbers(session: ReadSession, tenant_id: str, adapter_ids: Collection[str]) -> dict[str, dict[str, int]]:
-    """{adapter id: {alias: version number}}"""
-    statement = (
-        select(Alias.adapter_id, Alias.name, AdapterVersion.number)
-        .join(Alias.version)
-        .where(Alias.tenant_id == tenant_id, Alias.adapter_id.in_(adapter_ids))
-        .order_by(Alias.name)
-    )
-    found: dict[str, dict[str, int]] = defaultdict(dict)
-    for adapter_id, name, number in session.execute(statement):
-        found[adapter_id][name] = number
-    return found
 
 
 def _versions(tenant_id: str) -> Select[AdapterVersion]:
@@ -138,7 +99,7 @@ def versions_page(
     if not with_deleted:
         statement = statement.where(AdapterVersion.status != DELETED)
     if cursor is not None:
-        statement = statement.where(AdapterVersion.number < _number_of(cursor))
+        statement = statement.where(AdapterVersion.number < decode_number(cursor))
     return session.scalars(statement.order_by(AdapterVersion.number.desc()).limit(limit + 1)).all()
 
 
@@ -197,39 +158,6 @@ def live_validation(session: ReadSession, tenant_id: str, version_id: str) -> Jo
     return session.scalar(statement.limit(1))
 
 
-def alias(session: ReadSession, tenant_id: str, adapter_id: str, name: str) -> Alias | None:
-    statement = select(Alias).where(Alias.tenant_id == tenant_id, Alias.adapter_id == adapter_id, Alias.name == name)
-    return session.scalar(statement.options(joinedload(Alias.version)))
-
-
-def aliases(session: ReadSession, tenant_id: str, adapter_id: str, *, version_id: str | None = None) -> Sequence[Alias]:
-    """Of an adapter, or of one of its versions."""
-    statement = select(Alias).where(Alias.tenant_id == tenant_id, Alias.adapter_id == adapter_id)
-    if version_id is not None:
-        statement = statement.where(Alias.version_id == version_id)
-    return session.scalars(statement.options(joinedload(Alias.version)).order_by(Alias.name)).all()
-
-
-def last_generation(session: ReadSession, tenant_id: str, adapter_id: str, name: str) -> int:
-    """0 where the alias never was. Goes on counting after a removal, so that an old ETag never matches again."""
-    statement = select(func.max(AliasMove.generation)).where(
-        AliasMove.tenant_id == tenant_id, AliasMove.adapter_id == adapter_id, AliasMove.name == name
-    )
-    return session.scalar(statement) or 0
-
-
-def moves_page(session: ReadSession, tenant_id: str, adapter_id: str, name: str, *, cursor: str | None, limit: int) -> Sequence[AliasMove]:
-    statement = select(AliasMove).where(AliasMove.tenant_id == tenant_id, AliasMove.adapter_id == adapter_id, AliasMove.name == name)
-    if cursor is not None:
-        statement = statement.where(AliasMove.generation < _number_of(cursor))
-    return session.scalars(statement.order_by(AliasMove.generation.desc()).limit(limit + 1)).all()
-
-
 def number_key(at: dt.datetime, number: int) -> tuple[dt.datetime, str]:
     """The cursor key of a listing ordered by number."""
     return at, str(number)
-
-
-def _number_of(cursor: str) -> int:
-    number = decode_cursor(cursor)[1]
-    return int(number) if number.isdigit() and len(number) < 10 else 0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry.adapters import repository, search, signatures
+from registry.adapters.listing import Described
 from registry.adapters.models import Adapter, AdapterVersion
-from registry.adapters.repository import VersionCount
 from registry.adapters.schemas import MAX_TAGS, AdapterOut, AdapterPatch, FileOut, FormOut, VersionOut
 from registry.audit import service as audit
 from registry.base_models.schemas import Failure
@@ -62,8 +62,8 @@ def get_adapter(session: ReadSession, tenant_id: str, name: str, *, with_deleted
 
 def lock_adapter(session: WriteSession, tenant_id: str, name: str) -> Adapter:
     """`get_adapter` for a change of its versions or aliases: they change one after the other."""
-    adapter = repository.lock_adapter(session, tenant_id, get_adapter(session, tenant_id, name).id)
-    if adapter.deleted_at is not None:
+    adapter = repository.lock_named(session, tenant_id, name)
+    if adapter is None:
         raise adapter_not_found(name)
     return adapter
 
@@ -84,20 +84,25 @@ def file_digest(version: AdapterVersion, path: str) -> str:
     raise NotFound(f"version {version.number} has no file {path!r}", field="path", value=path, code="file_not_found")
 
 
-def describe(session: ReadSession, tenant_id: str, adapters: Sequence[Adapter], *, retention_s: float) -> list[AdapterOut]:
-    """Two statements for any number of adapters."""
-    ids = [adapter.id for adapter in adapters]
-    counts = repository.version_counts(session, tenant_id, ids)
-    numbers = repository.alias_numbers(session, tenant_id, ids)
-    return [
-        _show_adapter(adapter, counts.get(adapter.id, VersionCount()), numbers.get(adapter.id, {}), retention_s=retention_s)
-        for adapter in adapters
-    ]
-
-
 def purged_from(deleted_at: dt.datetime | None, *, retention_s: float) -> dt.datetime | None:
     """When the GC may give up what was deleted then; None: never, or not deleted."""
     return None if deleted_at is None or not retention_s else deleted_at + dt.timedelta(seconds=retention_s)
+
+
+def describe(adapter: Described, *, retention_s: float) -> AdapterOut:
+    return AdapterOut(
+        name=adapter.name,
+        base_model=adapter.base_model,
+        description=adapter.description,
+        tags=adapter.tags,
+        num_versions=adapter.num_versions,
+        latest_version=adapter.latest_version,
+        aliases=adapter.aliases,
+        created_at=adapter.created_at,
+        updated_at=adapter.updated_at,
+        deleted_at=adapter.deleted_at,
+        restorable_until=purged_from(adapter.deleted_at, retention_s=retention_s),
+    )
 
 
 def describe_version(version: AdapterVersion, *, retention_s: float) -> VersionOut:
@@ -168,20 +173,4 @@ def adapter_not_found(name: str) -> NotFound:
     """One answer for what never was, what is deleted and what is not the caller's."""
     return NotFound(
         f"there is no adapter named {name!r}", field="name", value=name, remedy="GET /api/v1/adapters", code="adapter_not_found"
-    )
-
-
-def _show_adapter(adapter: Adapter, count: VersionCount, numbers: dict[str, int], *, retention_s: float) -> AdapterOut:
-    return AdapterOut(
-        name=adapter.name,
-        base_model=adapter.base_model.name,
-        description=adapter.description,
-        tags=adapter.tags,
-        num_versions=count.num_versions,
-        latest_version=count.latest,
-        aliases=numbers,
-        created_at=adapter.created_at,
-        updated_at=adapter.updated_at,
-        deleted_at=adapter.deleted_at,
-        restorable_until=purged_from(adapter.deleted_at, retention_s=retention_s),
     )

@@ -24,7 +24,7 @@ def recorded(app: FastAPI) -> Iterator[list[str]]:
             seen.append(statement)
 
     def note_alone(engine: Engine, statement: Select[Any], values: dict[str, Any]) -> Any:
-        seen.append(str(statement))  # goes past SQLAlchemy's cursors
+        seen.append(str(statement.compile(dialect=engine.dialect)))  # goes past SQLAlchemy's cursors
         return select_alone(engine, statement, values)
 
     engines = {app.state.database.engine, app.state.database.system_engine}

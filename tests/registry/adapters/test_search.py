@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, event, insert, text
 
-from registry.adapters import repository
+from registry.adapters import listing
 from registry.adapters.models import Adapter, AdapterTerm, AdapterVersion
 from registry.adapters.search import Search, terms_of, words
 from registry.audit.models import AuditEvent
@@ -233,7 +233,7 @@ def _scanned(database: Database, params: dict[str, Any]) -> list[str]:
     event.listen(database.engine, "before_cursor_execute", explain)
     with database.read() as session:
         tenant_id = session.scalar(text("SELECT id FROM tenants WHERE name = 'acme'"))
-        repository.adapters_page(session, tenant_id, search=search, cursor=None, limit=50)
+        listing.page(session, tenant_id, search=search, cursor=None, limit=50)
     event.remove(database.engine, "before_cursor_execute", explain)
     assert plans, "the page was not explained"
     return [step for step in plans if step.startswith("SCAN") and "base_models" not in step]  # of those there is a handful
