@@ -41,6 +41,7 @@ class RuntimeConfig:
     max_batch_requests: int = 16
     max_step_tokens: int = 512
     max_model_len: int = 0  # 0: what the base model allows
+    prefix_caching: bool = True  # requests of one tenant and adapter share the K and V of the tokens that they begin with
     merge_share: float = 0.5  # of the pool, the most that merged weights may take; where they need more, merged mode is off
     max_waiting: int = 1024  # requests queued beyond the running ones before new ones are turned away
 

@@ -108,6 +108,7 @@ class Request:
     adapter: AdapterKey | None
     arrived_s: float
     deadline_s: float | None = None
+    tenant: str = ""  # whose it is; with an adapter, the adapter's tenant
     state: RequestState = RequestState.WAITING
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose K and V are in the pool
@@ -115,6 +116,12 @@ class Request:
     slot: int = NO_SLOT
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
+    num_cached: int | None = None  # tokens whose K and V lay in the pool when it first ran
+    is_exact: bool = True  # no K and V of it was computed with merged weights
+
+    def __post_init__(self) -> None:
+        if self.adapter is not None:
+            self.tenant = self.adapter.tenant
 
     @property
     def num_tokens(self) -> int:
@@ -156,3 +163,4 @@ class StepOutput:
     finish_reason: FinishReason | None = None
     error: str | None = None
     retryable: bool = False
+    num_cached: int = 0  # tokens of the prompt that did not have to be computed

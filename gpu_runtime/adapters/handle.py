@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from gpu_runtime.core import AdapterKey
 from gpu_runtime.memory.plan import AdapterPlan
@@ -41,6 +42,11 @@ class Resident:
     num_handles: int = 0
     last_used: int = 0
     drop: Drop | None = None
+
+    def described(self) -> dict[str, Any]:
+        """As plain values."""
+        about = {"num_pages": len(self.pages), "rank": self.plan.rank, "num_handles": self.num_handles, "drains": self.drop is not None}
+        return self.key._asdict() | about
 
 
 @dataclass(eq=False)

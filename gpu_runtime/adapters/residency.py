@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from gpu_runtime.adapters.eviction import EvictionPolicy, IdleAdapter, ReuseHistory, cheapest_to_lose
 from gpu_runtime.adapters.flights import Executor, Flights, Landing
@@ -172,6 +173,17 @@ class Residency:
     def num_held_pages(self) -> int:
         """Pages that adapters have in the pool, those that drain among them."""
         return sum(len(resident.pages) for resident in (*self._residents.values(), *self._draining))
+
+    @property
+    def num_unused_bytes(self) -> int:
+        """Of pages held by adapters: page ends that no row fits into."""
+        held = (*self._residents.values(), *self._draining)
+        return sum(len(resident.pages) * self._pool.page_bytes - resident.plan.weight_bytes for resident in held)
+
+    def slots(self) -> dict[int, dict[str, Any]]:
+        """Who lies in each slot that is taken, as plain values."""
+        held = (*self._residents.values(), *self._draining)
+        return {one.slot: one.described() for one in sorted(held, key=lambda one: one.slot)}
 
     @property
     def pull_counts(self) -> PullCounts:

@@ -30,6 +30,7 @@ from gpu_runtime.models.causal_lm import CausalLM
 from gpu_runtime.models.spec import ModelSpec
 from gpu_runtime.models.weights import load_weights
 from gpu_runtime.scheduling.admission import Limits
+from gpu_runtime.scheduling.prefixes import Prefixes
 from gpu_runtime.scheduling.scheduler import Scheduler
 from registry.artifact.base import BaseSpec
 
@@ -70,7 +71,13 @@ def build_engine(
     merging = Merging(pool=pool, tables=tables, residency=residency, decoder=model.decoder, kernels=kernels, max_share=config.merge_share)
     limits = Limits(pool.num_pages, config.max_batch_requests, config.max_step_tokens, max_model_len, config.max_waiting)
     return Engine(
-        scheduler=Scheduler(limits=limits, layout=layout, pool=pool, residency=residency),
+        scheduler=Scheduler(
+            limits=limits,
+            layout=layout,
+            pool=pool,
+            residency=residency,
+            prefixes=Prefixes(pool, tokens_per_page=layout.tokens_per_page, enabled=config.prefix_caching),
+        ),
         runner=Runner(
             model,
             tokens_per_page=layout.tokens_per_page,

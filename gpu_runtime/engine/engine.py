@@ -7,10 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from gpu_runtime.adapters.merging import Merging
 from gpu_runtime.adapters.residency import Residency
 from gpu_runtime.core import AdapterKey, FinishReason, Request, RequestState, StepOutput
+from gpu_runtime.engine.pool_map import pages_by_use, snapshot
 from gpu_runtime.engine.runner import Runner
 from gpu_runtime.engine.state import EngineCounts, EngineState, ResidentAdapter
 from gpu_runtime.kernels.sample import Sampled
@@ -137,12 +139,16 @@ class Engine:
             max_rank=self._max_rank,
             num_slots=self._num_slots,
             residents=self._residents(),
-            num_adapter_pages=self.residency.num_held_pages,
-            num_idle_pages=self.residency.num_idle_pages,
+            pages=pages_by_use(self.pool, self.residency, self.scheduler.prefixes, self.merging),
+            unused_bytes=self.residency.num_unused_bytes + self.scheduler.num_unused_bytes,
             running_adapters=_adapters(self.scheduler.running),
             waiting_adapters=_adapters(self.scheduler.waiting),
             counts=self._counts(),
         )
+
+    def pool_map(self) -> dict[str, Any]:
+        """What lies where in the pool, as plain values for people who look."""
+        return snapshot(self.pool, self.residency, self.scheduler.prefixes, self.merging)
 
     def check_integrity(self) -> None:
         """Every page, slot and handle has exactly one owner who knows of it."""
@@ -167,6 +173,12 @@ class Engine:
             num_loads=self.residency.num_loads,
             load_s=self.residency.load_s,
             num_evictions=self.residency.num_evictions,
+            num_prefix_queried_tokens=self.scheduler.prefixes.counts.num_queried_tokens,
+            num_prefix_hit_tokens=self.scheduler.prefixes.counts.num_hit_tokens,
+            num_prefix_evictions=self.scheduler.prefixes.counts.num_evicted_blocks,
+            num_merges=self.merging.num_merges,
+            merge_s=self.merging.merge_s,
+            num_moved_pages=self.merging.num_moved_pages,
             batch_sizes=dict(self._batch_sizes),
             pulls=self.residency.pull_counts,
         )
@@ -182,7 +194,7 @@ class Engine:
 
     def _emit(self, schedule: Schedule, sampled: list[tuple[Scheduled, Sampled]]) -> list[StepOutput]:
         for item in schedule.items:
-            item.request.num_computed = item.end
+            self.scheduler.computed(item, merged=schedule.merged is not None)
         self._count(schedule)
         failed, self._ended = self._ended, []
         self._is_blocked = not schedule.items and not failed
@@ -203,7 +215,8 @@ class Engine:
         reason = self._finish_reason(request, choice.token_id)
         if reason is not None:
             self._end(ticket, reason)
-        return StepOutput(request.request_id, choice.token_id, logprob=choice.logprob, finish_reason=reason)
+        cached = request.num_cached or 0
+        return StepOutput(request.request_id, choice.token_id, logprob=choice.logprob, finish_reason=reason, num_cached=cached)
 
     def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
         if token_id in self._eos_token_ids and not request.params.ignore_eos:

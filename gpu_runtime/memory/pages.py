@@ -85,6 +85,11 @@ class PagePool:
         self._free = [page for page in self._free if page not in wanted]
         self._free_range = [page for page in self._free_range if page not in wanted]
 
+    def hand_over(self, page: int, *, owner: str) -> None:
+        """A page that is owned belongs to `owner` from now on, bytes and all."""
+        assert self.owner_of(page) is not None, f"page {page} is free: it cannot be handed over"
+        self._owners[page] = owner
+
     def relocate(self, pages: Collection[int], *, avoiding: Collection[int]) -> dict[int, int]:
         """Copy owned pages to free ones outside `avoiding`, owner and all, and free them: old page -> new page.
 

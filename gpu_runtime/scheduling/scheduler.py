@@ -17,6 +17,7 @@ from gpu_runtime.core import NO_SLOT, AdapterKey, Request, RequestState
 from gpu_runtime.memory.layout import PageLayout
 from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.scheduling.admission import Limits, admission_pages, headroom_pages
+from gpu_runtime.scheduling.prefixes import Prefixes
 from gpu_runtime.scheduling.queues import Queue, Ticket
 
 
@@ -61,8 +62,12 @@ class Schedule:
 class Scheduler:
     """Owns the queues and every KV page of the pool. All methods belong to the step thread."""
 
-    def __init__(self, *, limits: Limits, layout: PageLayout, pool: PagePool, residency: Residency) -> None:
+    def __init__(
+        self, *, limits: Limits, layout: PageLayout, pool: PagePool, residency: Residency, prefixes: Prefixes | None = None
+    ) -> None:
         self.limits = limits
+        self.prefixes = prefixes or Prefixes(pool, tokens_per_page=layout.tokens_per_page, enabled=False)
+        residency.reclaimer.add(self.prefixes)
         self.waiting = Queue(RequestState.WAITING)
         self.running = Queue(RequestState.RUNNING)
         self.num_preemptions = 0
@@ -107,7 +112,14 @@ class Scheduler:
     def drop(self, key: AdapterKey) -> tuple[list[Failed], Future[None]]:
         """Forget an adapter: who waits for it fails, who runs with it finishes; the future is done when nothing is left of it."""
         failed = [self._fail(ticket, _dropped(key), True) for ticket in self.waiting if ticket.request.adapter == key]
+        self.prefixes.forget(key)
         return failed, self._residency.drop(key)
+
+    def computed(self, item: Scheduled, *, merged: bool) -> None:
+        """The step has written K and V of the item; full blocks are shared from now on."""
+        item.request.num_computed = item.end
+        item.request.is_exact = item.request.is_exact and not merged
+        self.prefixes.extend(item.request)
 
     # ---- running ----
 
@@ -156,8 +168,7 @@ class Scheduler:
 
     def _leave_running(self, ticket: Ticket) -> None:
         self.running.remove(ticket)
-        self._pool.free(ticket.request.pages)
-        ticket.request.pages = []
+        self.prefixes.release(ticket.request)
         if ticket.handle is not None:
             self._residency.release(ticket.handle)
         ticket.handle, ticket.request.slot = None, NO_SLOT
@@ -198,16 +209,20 @@ class Scheduler:
     def _take_places(self, ticket: Ticket) -> bool:
         """Move a ready request to the running ones with its handle and pages, if there is room."""
         request = ticket.request
-        num_pages = admission_pages(request, layout=self._layout)
+        self.prefixes.attach(request)  # first: what it shares is not idle then
+        num_pages = admission_pages(request, layout=self._layout) - len(request.pages)
         if not self._has_room(request, num_pages + headroom_pages(len(self.running))):
+            self.prefixes.release(request)
+            request.num_computed = 0
             return False
+        self.prefixes.admitted(request)
         if request.adapter is not None:
             ticket.handle = self._residency.acquire(request.adapter)
             request.slot = ticket.handle.slot
         self._leave_waiting(ticket)  # only now: what nobody wants may leave the host tier
         enough = self._residency.reclaimer.reclaim(num_pages)
         assert enough, f"admitted {request.request_id} without room for {num_pages} pages"
-        request.pages = self._pool.allocate(num_pages, owner=_owner(request))
+        request.pages += self._pool.allocate(num_pages, owner=_owner(request))
         self.running.add(ticket)
         return True
 
@@ -239,8 +254,16 @@ class Scheduler:
 
     def moved(self, pages: Mapping[int, int]) -> None:
         """Pages were copied, old -> new: block tables follow."""
+        self.prefixes.moved(pages)
         for ticket in self.running:
             ticket.request.pages = [pages.get(page, page) for page in ticket.request.pages]
+
+    @property
+    def num_unused_bytes(self) -> int:
+        """Of pages held for requests: room for tokens yet to come."""
+        requests = [ticket.request for ticket in self.running]
+        room = sum(len(request.pages) * self._layout.tokens_per_page - request.num_computed for request in requests)
+        return room * self._layout.token_bytes
 
     def check_integrity(self) -> None:
         """Queues, KV pages and handles agree with pool and residency."""
@@ -252,12 +275,14 @@ class Scheduler:
             assert ticket.handle is None, f"{ticket.request.request_id} waits with a handle"
         for ticket in self.running:
             request = ticket.request
-            assert all(self._pool.owner_of(page) == _owner(request) for page in request.pages), f"{request.request_id} lost a page"
+            own = request.pages[self.prefixes.num_shared(request) :]
+            assert all(self._pool.owner_of(page) == _owner(request) for page in own), f"{request.request_id} lost a page"
             assert len(request.pages) >= self._layout.pages_for(request.num_computed), f"{request.request_id} computed beyond its pages"
             assert (ticket.handle is None) == (request.adapter is None), f"{request.request_id} runs without its handle"
-        pages = [page for ticket in self.running for page in ticket.request.pages]
+        pages = [page for one in self.running for page in one.request.pages[self.prefixes.num_shared(one.request) :]]
         owned = sum(count for owner, count in self._pool.pages_by_owner().items() if owner.startswith(OWNER_PREFIX))
         assert len(set(pages)) == len(pages) == owned, f"requests own {owned} pages of the pool, {len(pages)} are known"
+        self.prefixes.check_integrity()
         self._residency.check_integrity()
         self._pool.check_integrity()
 

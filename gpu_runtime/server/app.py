@@ -83,7 +83,9 @@ class Exchange:
         return {name: value for name, value in named.items() if value is not None}
 
     def usage(self) -> Usage:
-        return Usage(self.num_prompt_tokens, 0 if self.generation is None else self.generation.num_tokens)
+        if self.generation is None:
+            return Usage(self.num_prompt_tokens, 0)
+        return Usage(self.num_prompt_tokens, self.generation.num_tokens, self.generation.num_cached_tokens)
 
     def finish_stream(self, failure: ApiError | None) -> None:
         self.failure = failure
@@ -229,7 +231,8 @@ async def _answer(
     params = sampling_for(asked, prompts, claims=permission.claims, context_tokens=serving.context_tokens)
     exchange.generation = Generation(serving.engine, serving.text, paused=exchange.metrics.paused)
     exchange.generation.watch(http.receive)
-    _submit(exchange.generation, engine_requests(prompts, params, permission=permission, deadline_s=deadline_s), grant=permission.token)
+    requests = engine_requests(prompts, params, permission=permission, deadline_s=deadline_s)
+    _submit(exchange.generation, requests, grant=permission.token, candidates=asked.num_candidates)
     batches = exchange.generation.batches()
     first = await anext(batches)  # before any header goes out, so that what fails early fails with its own status
     exchange.first_token_s = time.monotonic()
@@ -252,9 +255,9 @@ def _refuse_when_full(serving: Serving) -> None:
         raise unavailable(f"{serving.max_waiting} requests are waiting already", code="overloaded")
 
 
-def _submit(generation: Generation, requests: Sequence[Request], *, grant: str) -> None:
+def _submit(generation: Generation, requests: Sequence[Request], *, grant: str, candidates: int) -> None:
     try:
-        generation.submit(requests, grant=grant)
+        generation.submit(requests, grant=grant, candidates=candidates)
     except ValueError as error:
         raise invalid(str(error), code="request_refused") from error
     except EngineStopped as error:

@@ -172,6 +172,6 @@ def engine_requests(
     repeated = [prompt for prompt in prompts for _ in range(candidates)]
     now_s = time.monotonic()
     return [
-        Request(request_id=name, prompt_ids=prompt, params=one, adapter=permission.adapter, arrived_s=now_s, deadline_s=deadline_s)
+        Request(name, prompt, one, permission.adapter, arrived_s=now_s, deadline_s=deadline_s, tenant=permission.claims.tenant)
         for name, prompt, one in zip(names, repeated, params, strict=True)
     ]

@@ -97,7 +97,12 @@ class _EngineMetrics(Collector):
         )
         yield GaugeMetricFamily("lorary_runtime_requests_running", "Requests in the batch.", value=state.num_running)
         yield GaugeMetricFamily("lorary_runtime_requests_waiting", "Requests in the queue.", value=state.num_queued)
-        yield _gauges("lorary_runtime_pool_pages", "Pages of the pool by use; idle adapters leave under pressure.", "use", _pages(state))
+        yield _gauges(
+            "lorary_runtime_pool_pages", "Pages of the pool by use; what is idle leaves under pressure.", "use", dict(state.pages)
+        )
+        yield GaugeMetricFamily(
+            "lorary_runtime_pool_unused_bytes", "Bytes in pages that are held and hold nothing yet or ever.", value=state.unused_bytes
+        )
         yield GaugeMetricFamily("lorary_runtime_page_bytes", "Bytes of a page.", value=state.page_bytes)
         yield _gauges("lorary_runtime_adapters", "Adapters by the tier nearest to the kernels.", "tier", _tiers(state))
         yield GaugeMetricFamily("lorary_runtime_slots", "Adapters that may be in the pool at once.", value=state.num_slots)
@@ -110,12 +115,6 @@ def _gauges(name: str, says: str, label: str, values: dict[str, float]) -> Metri
     for key, value in values.items():
         gauge.add_metric([key], value)
     return gauge
-
-
-def _pages(state: EngineState) -> dict[str, float]:
-    kv = state.num_pages - state.num_free_pages - state.num_adapter_pages
-    busy = state.num_adapter_pages - state.num_idle_pages
-    return {"free": state.num_free_pages, "kv": kv, "adapter": busy, "idle_adapter": state.num_idle_pages}
 
 
 def _tiers(state: EngineState) -> dict[str, float]:
@@ -135,6 +134,7 @@ def _counts(counts: EngineCounts) -> Iterator[Metric]:
     yield CounterMetricFamily("lorary_runtime_adapter_loads", "Copies of an adapter from the host into the pool.", value=counts.num_loads)
     yield CounterMetricFamily("lorary_runtime_adapter_load_seconds", "Time spent on them.", value=counts.load_s)
     yield CounterMetricFamily("lorary_runtime_adapter_evictions", "Adapters that left the pool under pressure.", value=counts.num_evictions)
+    yield from _pool_counts(counts)
     done = CounterMetricFamily(
         "lorary_runtime_adapter_pulls", "Pulls of an adapter to the host, by where it came from, or failed.", labels=["result"]
     )
@@ -143,6 +143,24 @@ def _counts(counts: EngineCounts) -> Iterator[Metric]:
     yield done
     yield CounterMetricFamily("lorary_runtime_adapter_pull_bytes", "Bytes pulled from the registry.", value=pulls.num_bytes)
     yield CounterMetricFamily("lorary_runtime_adapter_pull_seconds", "Time spent on pulls from the registry.", value=pulls.seconds)
+
+
+def _pool_counts(counts: EngineCounts) -> Iterator[Metric]:
+    queried, hit = counts.num_prefix_queried_tokens, counts.num_prefix_hit_tokens
+    yield CounterMetricFamily(
+        "lorary_runtime_prefix_queried_tokens", "Tokens of requests that were looked up among prefixes.", value=queried
+    )
+    yield CounterMetricFamily("lorary_runtime_prefix_hit_tokens", "Tokens of these whose K and V lay in the pool.", value=hit)
+    yield CounterMetricFamily(
+        "lorary_runtime_prefix_evictions", "Prefix pages that left the pool under pressure.", value=counts.num_prefix_evictions
+    )
+    yield CounterMetricFamily(
+        "lorary_runtime_merges", "Copies of the weights with an adapter's delta that were written.", value=counts.num_merges
+    )
+    yield CounterMetricFamily("lorary_runtime_merge_seconds", "Time spent on them.", value=counts.merge_s)
+    yield CounterMetricFamily(
+        "lorary_runtime_moved_pages", "Pages that were copied out of the way of a merge.", value=counts.num_moved_pages
+    )
 
 
 def _batch_sizes(counts: EngineCounts) -> Metric:

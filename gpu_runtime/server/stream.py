@@ -53,12 +53,14 @@ class ChoiceText:
         self._num_shown = 0
         self._unshown: deque[TokenEntry] = deque()
         self.num_tokens = 0
+        self.num_cached = 0
         self.finish_reason: str | None = None
 
     def push(self, output: StepOutput) -> Piece:
         self._raise_failure(output)
         ends_here = output.finish_reason is FinishReason.STOP  # then the token is an end-of-sequence token, which is not text
         self.num_tokens += output.token_id is not None
+        self.num_cached = max(self.num_cached, output.num_cached)
         text = "" if output.token_id is None or ends_here else self._decode(output.token_id, output)
         shown = self._scanner.push(text)
         if self._scanner.stopped:
@@ -116,11 +118,16 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[StepOutput | None] = asyncio.Queue()  # None: the client has left
         self._choices: dict[str, ChoiceText] = {}
+        self._candidates = 1
         self._running: set[str] = set()
         self._watch: asyncio.Task[None] | None = None
 
-    def submit(self, requests: Sequence[Request], *, grant: str) -> None:
-        """Queue all. Raises what `EngineLoop.submit` raises; those already queued are then for `close` to cancel."""
+    def submit(self, requests: Sequence[Request], *, grant: str, candidates: int = 1) -> None:
+        """Queue all, of each prompt `candidates` side by side.
+
+        Raises what `EngineLoop.submit` raises; those already queued are then for `close` to cancel.
+        """
+        self._candidates = candidates
         for index, request in enumerate(requests):
             self._engine.submit(request, grant=grant, sink=self._sink)
             self._running.add(request.request_id)
@@ -157,6 +164,11 @@ class Generation:
     @property
     def num_tokens(self) -> int:
         return sum(choice.num_tokens for choice in self._choices.values())
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompts, each counted once however many candidates it has: what its first candidate found in the pool."""
+        return sum(choice.num_cached for choice in list(self._choices.values())[:: self._candidates])
 
     @property
     def finish_reasons(self) -> list[str | None]:

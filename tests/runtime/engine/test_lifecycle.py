@@ -14,12 +14,12 @@ PROMPT = list(range(10, 40))
 
 
 def require_empty(rig: Rig, *, with_adapters: bool = False) -> None:
-    """Nothing is running or waiting and no page is held but those of idle adapters."""
+    """Nothing is running or waiting and no page is held but what is idle."""
     state = rig.engine.state()
-    idle = rig.engine.residency.num_idle_pages
+    idle = rig.engine.residency.reclaimer.num_idle_pages
     assert (state.num_queued, state.num_running) == (0, 0)
     assert state.num_free_pages + idle == state.num_pages
-    assert with_adapters or idle == 0
+    assert with_adapters or rig.engine.residency.num_idle_pages == 0
     rig.engine.check_integrity()
 
 
@@ -52,7 +52,7 @@ def test_cancel_waiting_prefilling_and_decoding(model_dir: Path, adapters: list[
 def test_cancel_a_preempted_request(model_dir: Path) -> None:
     rig = Rig.build(model_dir, pool_pages=8)
     rig.add("old", PROMPT, max_tokens=60)
-    rig.add("young", PROMPT, max_tokens=60)
+    rig.add("young", PROMPT[::-1], max_tokens=60)
     rig.run(until=lambda: rig.engine.scheduler.num_preemptions > 0)
     assert rig.engine.cancel("young")
     rig.run()

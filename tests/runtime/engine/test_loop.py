@@ -115,7 +115,7 @@ def test_cancel(loop: EngineLoop) -> None:
     loop.cancel("r")
     loop.cancel("unknown")
     assert client.wait().finish_reason is FinishReason.CANCELLED
-    until(lambda: loop.state().num_free_pages == loop.state().num_pages)
+    until(lambda: loop.state().num_free_pages + loop.state().num_idle_pages == loop.state().num_pages)
 
 
 def test_drop_from_outside(loop: EngineLoop, rig: Rig, adapters: list[Path]) -> None:

@@ -18,6 +18,7 @@ from gpu_runtime.kernels.reference import ReferenceKernels
 from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.memory.tables import SlotTables
 from gpu_runtime.scheduling.admission import Limits
+from gpu_runtime.scheduling.prefixes import Prefixes
 from gpu_runtime.scheduling.scheduler import Schedule, Scheduler
 from tests.runtime.engine.ledger import LAYOUT, VOCAB, LedgerDecoder, LedgerModel, LedgerPuller, expected_tokens, weight_and_rank
 from tests.runtime.engine.rig import HeldExecutor
@@ -39,8 +40,19 @@ class ServingMachine(RuleBasedStateMachine):
         step_tokens=st.integers(4, 20),
         host_images=st.integers(0, 4),
         num_threads=st.integers(1, 3),
+        shares_prefixes=st.booleans(),
     )
-    def build(self, *, num_pages: int, num_slots: int, num_batch: int, step_tokens: int, host_images: int, num_threads: int) -> None:
+    def build(
+        self,
+        *,
+        num_pages: int,
+        num_slots: int,
+        num_batch: int,
+        step_tokens: int,
+        host_images: int,
+        num_threads: int,
+        shares_prefixes: bool,
+    ) -> None:
         self.pool = PagePool(num_pages=num_pages, page_bytes=LAYOUT.page_bytes, poison_freed=True)
         tables = SlotTables(num_slots=num_slots, num_layers=1, max_rank=11)
         self.puller = LedgerPuller()
@@ -58,8 +70,9 @@ class ServingMachine(RuleBasedStateMachine):
             pool=self.pool, tables=tables, residency=self.residency, decoder=decoder, kernels=ReferenceKernels(), max_share=0.5
         )
         limits = Limits(num_pages, num_batch, step_tokens, max_model_len=60, max_waiting=100)
+        prefixes = Prefixes(self.pool, tokens_per_page=LAYOUT.tokens_per_page, enabled=shares_prefixes)
         self.engine = Engine(
-            scheduler=Scheduler(limits=limits, layout=LAYOUT, pool=self.pool, residency=self.residency),
+            scheduler=Scheduler(limits=limits, layout=LAYOUT, pool=self.pool, residency=self.residency, prefixes=prefixes),
             runner=Runner(LedgerModel(self.pool, tables, decoder), tokens_per_page=LAYOUT.tokens_per_page),
             residency=self.residency,
             pool=self.pool,
@@ -97,7 +110,7 @@ class ServingMachine(RuleBasedStateMachine):
 
     @rule(
         target=requests,
-        prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20),
+        prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20) | st.integers(1, 20).map(lambda length: [*range(length)]),
         max_tokens=st.integers(1, 20),
         adapter=st.none() | st.sampled_from(KEYS),
     )

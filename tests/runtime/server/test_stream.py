@@ -35,7 +35,7 @@ ENDLESS: dict[str, Any] = {"model": "m", "max_tokens": 4000, "temperature": 0, "
 
 def all_free(replica: Replica) -> bool:
     state = replica.loop.state()
-    return (state.num_running, state.num_queued, state.num_free_pages) == (0, 0, state.num_pages)
+    return (state.num_running, state.num_queued, state.num_free_pages + state.num_idle_pages) == (0, 0, state.num_pages)
 
 
 @pytest.fixture(scope="module")
