@@ -16,6 +16,7 @@ from typing import Any
 
 from gpu_runtime.adapters.eviction import EvictionPolicy, IdleAdapter, ReuseHistory, cheapest_to_lose
 from gpu_runtime.adapters.flights import Executor, Flights, Landing
+from gpu_runtime.adapters.forgetting import Forgetting
 from gpu_runtime.adapters.handle import Drop, Handle, Resident
 from gpu_runtime.adapters.host import HostCache
 from gpu_runtime.adapters.image import AdapterImage
@@ -63,10 +64,10 @@ class Residency:
         self.reclaimer = Reclaimer(pool, victim=victim)
         self.reclaimer.add(self)
         self._flights = Flights(lambda key, grant: puller.pull(key, grant=grant), executor=executor, num_threads=num_pull_threads)
+        self._forgetting = Forgetting(puller=puller, flights=self._flights)
         self._residents: dict[AdapterKey, Resident] = {}
         self._draining: list[Resident] = []
         self._free_slots = list(range(tables.num_slots - 1, -1, -1))
-        self._drops: list[tuple[AdapterKey, Drop]] = []
         self._clock = 0
         self.num_evictions = 0
         self.num_loads = 0
@@ -211,10 +212,7 @@ class Residency:
                 self._draining.append(resident)
             else:
                 self._erase(resident, drop)
-        if self._flights.abandon(key):
-            drop.wait_for()
-            self._drops.append((key, drop))
-        self._forget_files(key, drop)
+        self._forgetting.begin(key, drop)
         drop.one_done()
         log.info("adapter.dropped", extra={"tenant": key.tenant, "form_digest": key.form_digest})
         return drop.future
@@ -245,7 +243,7 @@ class Residency:
 
     def _land(self, landing: Landing) -> PullFailure | None:
         if not landing.wanted:
-            self._finish_drops(landing.key)
+            self._forgetting.landed(landing.key)
             return None
         if landing.image is not None:
             self._host.put(landing.key, landing.image)
@@ -308,26 +306,6 @@ class Residency:
         self._pool.data[resident.pages] = 0
         self._vacate(resident)
         drop.one_done()
-
-    def _forget_files(self, key: AdapterKey, drop: Drop) -> None:
-        drop.wait_for()
-
-        def forgotten(outcome: Future[None]) -> None:
-            if not outcome.cancelled() and (error := outcome.exception()) is not None:
-                log.error("adapter.files_remain", extra={"tenant": key.tenant, "form_digest": key.form_digest}, exc_info=error)
-            drop.one_done()
-
-        self._flights.run_aside(lambda: self._puller.forget(key)).add_done_callback(forgotten)
-
-    def _finish_drops(self, key: AdapterKey) -> None:
-        """A dropped pull has landed; it may have written its files after they were removed."""
-        if self._flights.has_unwanted(key):
-            return
-        finished = [drop for dropped, drop in self._drops if dropped == key]
-        self._drops = [(dropped, drop) for dropped, drop in self._drops if dropped != key]
-        for drop in finished:
-            self._forget_files(key, drop)
-            drop.one_done()
 
 
 def _owner(key: AdapterKey) -> str:
