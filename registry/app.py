@@ -38,6 +38,7 @@ from registry.signing import endpoints as signing
 from registry.tenants import endpoints as tenants
 from registry.tenants.keys import make_key_hasher
 from registry.tenants.last_used import LastUsed
+from registry.threads import limit_threads
 from registry.uploads import endpoints as uploads
 from registry.usage import endpoints as usage
 from registry.webhooks import endpoints as webhooks
@@ -96,6 +97,7 @@ def _include_routers(app: FastAPI) -> None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.last_used.start()
+    limit_threads(app.state.settings.api_threads)
     try:
         yield
     finally:

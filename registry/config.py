@@ -82,6 +82,7 @@ class Settings(EnvironmentSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8420, ge=0, le=65535)
     api_workers: int = Field(default=1, ge=1, le=256, description="HTTP server processes behind one socket, each with pools of its own.")
+    api_threads: int = Field(default=8, ge=1, le=256, description="Requests of each process that are at the database at once.")
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Addresses and CIDR ranges, comma-separated, whose X-Forwarded-For and -Proto are believed."
     )

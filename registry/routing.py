@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
 from registry.db import ReadSession
+from registry.threads import in_thread
 
 
 class Route(APIRoute):
@@ -32,7 +32,7 @@ def in_one_thread(endpoint: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(endpoint)
     async def run(**arguments: Any) -> Any:
-        return await run_in_threadpool(_run, endpoint, arguments)
+        return await in_thread(_run, endpoint, arguments)
 
     return run
 

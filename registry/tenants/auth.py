@@ -15,7 +15,6 @@ from typing import Annotated
 
 import structlog
 from fastapi import Depends, Header, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from registry.db import Database, ReadSession, reach_system, reach_tenant
@@ -23,6 +22,7 @@ from registry.errors import BadRequest, Forbidden, NotFound, Unauthenticated
 from registry.tenants import repository
 from registry.tenants.keys import ADMIN, REPLICA, SCOPES, KeyHasher, key_id_of
 from registry.tenants.limits import Prefixes, is_within
+from registry.threads import in_thread
 from registry.wire import TENANT_HEADER
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="ApiKey", description="An API key, `lry_...`.")
@@ -202,7 +202,7 @@ async def current_subject(
             except (Forbidden, NotFound) as refusal:
                 return subject, refusal
 
-    subject, entered = await run_in_threadpool(look_up)
+    subject, entered = await in_thread(look_up)
     if not isinstance(entered, Subject):
         remember(request, subject)
         raise entered
