@@ -44,12 +44,13 @@ class RuntimeConfig:
     prefix_caching: bool = True  # requests of one tenant and adapter share the K and V of the tokens that they begin with
     merge_share: float = 0.5  # of the pool, the most that merged weights may take; where they need more, merged mode is off
     max_waiting: int = 1024  # requests queued beyond the running ones before new ones are turned away
+    drain_s: int = 20  # what running requests have after SIGTERM
 
     def __post_init__(self) -> None:
         _require(bool(str(self.model_dir)), "model_dir", self.model_dir, "the folder of a base model")
         _require(0 <= self.port <= 65535, "port", self.port, "between 0 and 65535")
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        for name in ("threads", "pool_bytes", "host_cache_bytes", "disk_cache_bytes", "max_model_len"):
+        for name in ("threads", "pool_bytes", "host_cache_bytes", "disk_cache_bytes", "max_model_len", "drain_s"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("num_slots", "max_rank", "num_pull_threads", "max_batch_requests", "max_step_tokens", "max_waiting"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

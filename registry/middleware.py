@@ -19,18 +19,20 @@ from registry import metrics
 from registry.audit.source import coming_from
 from registry.errors import TooLarge
 from registry.problems import render
-from registry.wire import REQUEST_ID_HEADER
+from registry.wire import CLIENT_REQUEST_ID_HEADER, REQUEST_ID_HEADER
 
 log = structlog.get_logger("registry.access")
 
 STREAMED_PREFIXES = ("/api/v1/blobs/", "/api/v1/uploads/")
+MAX_CLIENT_ID = 128
 _PROBES = frozenset({"/livez", "/readyz"})
 
 
 class RequestContext:
     """Gives every request an id of ours, in the logs, in `request.state.request_id` and in the reply's header.
 
-    A client's own X-Request-Id is logged beside it but not adopted: grants are accepted once by request id.
+    A client's own X-Request-Id is logged beside it and comes back as X-Client-Request-Id, but is not adopted: grants are accepted
+    once by request id.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -42,13 +44,17 @@ class RequestContext:
             return
         request_id = uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        client_id = _client_request_id(scope)
         status = 500
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                if client_id is not None:
+                    headers[CLIENT_REQUEST_ID_HEADER] = client_id
             await send(message)
 
         started = time.perf_counter()
@@ -77,6 +83,12 @@ def route_of(scope: Scope) -> str:
     return str(getattr(included or scope.get("route"), "path_format", "unmatched"))
 
 
+def _client_request_id(scope: Scope) -> str | None:
+    """What the caller sent as X-Request-Id, where it is short printable ASCII; anything else is nobody's id."""
+    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+    return given if 0 < len(given) <= MAX_CLIENT_ID and given.isascii() and given.isprintable() else None
+
+
 def _address(scope: Scope) -> str | None:
     """The client's, or the proxy's where that is not trusted (`ProxyHeadersMiddleware` has put the right one there)."""
     return scope["client"][0] if scope.get("client") else None
@@ -90,9 +102,9 @@ def _log_access(scope: Scope, *, status: int, duration_s: float) -> None:
     fields["address"] = _address(scope)
     if subject is not None:
         fields |= {"key_id": subject.key_id, "tenant": subject.tenant}
-    client_id = Headers(scope=scope).get(REQUEST_ID_HEADER)
-    if client_id:
-        fields["client_request_id"] = client_id[:64]
+    client_id = _client_request_id(scope)
+    if client_id is not None:
+        fields["client_request_id"] = client_id
     log.info("http.request", **fields)
 
 

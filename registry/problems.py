@@ -64,7 +64,8 @@ def render(
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).encode("ascii", "replace").decode()[:500]
+    """As a header can say it: printable ASCII. The server refuses to send other values, and breaks off instead."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in " ".join(text.split())[:500])
 
 
 def _speaks_openai(request: Request) -> bool:

@@ -18,6 +18,7 @@ WIRE_VERSION = 2
 
 GRANT_HEADER = "X-Lorary-Grant"
 REQUEST_ID_HEADER = "X-Request-Id"
+CLIENT_REQUEST_ID_HEADER = "X-Client-Request-Id"  # in answers: what the caller gave as X-Request-Id
 DEADLINE_HEADER = "X-Lorary-Deadline-Ms"
 VERSION_DIGEST_HEADER = "X-Lorary-Version-Digest"
 FORM_DIGEST_HEADER = "X-Lorary-Form-Digest"

@@ -59,8 +59,7 @@ class Validation:
         if version is None:
             return lambda _session: {"outcome": publication.GONE}
         try:
-            self._hash_again(version, attempt)
-            self._check(version, attempt)
+            self._judge(version, attempt)
         except ArtifactRefused as refused:
             metrics.gate_outcomes.labels("job", refused.code).inc()
             return _rejection(version, code=refused.code, detail=refused.detail)
@@ -88,6 +87,18 @@ class Validation:
             assert base.base_digest is not None, "a version is only pushed for a ready base model"
             manifest = VersionManifest.from_json(version.manifest)
             return PendingVersion(version.tenant_id, version.id, manifest, BaseSpec.from_json(base.spec), base.base_digest)
+
+    def _judge(self, version: PendingVersion, attempt: Attempt) -> None:
+        """Raises ArtifactRefused for what the bytes say whose digests are right, and BytesLost where they are not.
+
+        A refusal is looked at twice: the bytes may have gone bad between the hashing and the scan, or in one reading of them.
+        """
+        self._hash_again(version, attempt)
+        try:
+            self._check(version, attempt)
+        except ArtifactRefused:
+            self._hash_again(version, attempt)
+            self._check(version, attempt)
 
     def _hash_again(self, version: PendingVersion, attempt: Attempt) -> None:
         """What was hashed on upload may have been damaged since."""

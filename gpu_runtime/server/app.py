@@ -68,7 +68,7 @@ class Exchange:
     streams: bool = False  # then the stream finishes the exchange
 
     def __post_init__(self) -> None:
-        self._span = tracing.start_generation(self.claims, endpoint=self.endpoint)
+        self._span = tracing.start_generation(self.claims, endpoint=self.endpoint, grant=self.permission.token)
 
     @property
     def claims(self) -> GrantClaims:
@@ -107,6 +107,7 @@ class Exchange:
         first_token_s = None if self.first_token_s is None else round(self.first_token_s - self.started_s, 4)
         tracing.end_generation(
             self._span,
+            grant=self.permission.token,
             num_prompt_tokens=usage.num_prompt_tokens,
             num_completion_tokens=usage.num_completion_tokens,
             finish_reasons=reasons,

@@ -1,6 +1,6 @@
 """The life of one replica process: build, listen, register, serve, drain, leave.
 
-SIGTERM and SIGINT begin a drain: the registry is told, new requests get 503, running ones have DRAIN_S to finish, then
+SIGTERM and SIGINT begin a drain: the registry is told, new requests get 503, running ones have `drain_s` to finish, then
 the process exits 0. A second signal ends it at once. An engine that has failed for good ends it with 1.
 """
 
@@ -32,7 +32,6 @@ from registry.artifact.base import compute_base_digest
 
 log = structlog.get_logger(__name__)
 
-DRAIN_S = 20.0
 LAST_WRITES_S = 5  # after the drain: for responses that are still on their way out
 KEEP_ALIVE_S = 75  # longer than any client of ours keeps an idle connection, so that the client is who closes it
 WATCH_S = 0.5
@@ -47,6 +46,7 @@ class Replica:
     source: RegistrySource
     health: Health
     server: uvicorn.Server
+    drain_s: int
 
 
 class _Listener(uvicorn.Server):
@@ -88,7 +88,7 @@ def _build(config: RuntimeConfig) -> Replica:
         server_header=False,
     )
     log.info("replica.built", base_digest=base_digest, context_tokens=serving.context_tokens)
-    return Replica(loop, agent, source, health, _Listener(options))
+    return Replica(loop, agent, source, health, _Listener(options), config.drain_s)
 
 
 def _registry_of(config: RuntimeConfig) -> tuple[str, str]:
@@ -150,10 +150,10 @@ async def _register_once_up(replica: Replica) -> None:
 
 async def _drain_when(draining: asyncio.Event, replica: Replica) -> None:
     await draining.wait()
-    log.info("replica.draining", limit_s=DRAIN_S)
+    log.info("replica.draining", limit_s=replica.drain_s)
     replica.health.draining = True
     replica.agent.drain()
-    await asyncio.to_thread(replica.engine.stop, drain_s=DRAIN_S)
+    await asyncio.to_thread(replica.engine.stop, drain_s=replica.drain_s)
     replica.server.should_exit = True
 
 

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from gpu_runtime.adapters.source import AdapterUnavailable, Sink
 from gpu_runtime.core import AdapterKey
+from gpu_runtime.server.tracing import pulling
 from registry.wire import GRANT_HEADER, PULL_PATH, RESOLVE_PATH, FormDescription, ResolveRequest, WireVersionMismatch, require_wire_version
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ class RegistrySource:
     def describe(self, key: AdapterKey, *, grant: str | None) -> tuple[Mapping[str, Any], str]:
         """(form manifest, version digest). Raises AdapterUnavailable."""
         asked = ResolveRequest(tenant=key.tenant, form_digest=key.form_digest, grant=_required(grant))
-        description = self._patiently(lambda: self._resolve(asked), key=key)
+        with pulling("adapter.resolve", key=key, grant=grant) as trace:
+            description = self._patiently(lambda: self._resolve(asked, headers=trace), key=key)
         if (description.tenant, description.form_digest) != key:
             raise AdapterUnavailable("the registry described another form than the one asked for", retryable=False)
         return description.manifest, description.version_digest
@@ -77,12 +79,13 @@ class RegistrySource:
     def fetch(self, key: AdapterKey, sha256: str, into: Sink, *, grant: str | None) -> None:
         """Write the blob into `into`, in order and without a gap, over as many connections as it takes."""
         download = _Download(into)
-        headers = {GRANT_HEADER: _required(grant)}
-        self._patiently(lambda: self._download(f"{PULL_PATH}/{sha256}", download, headers=headers), key=key)
+        granted = {GRANT_HEADER: _required(grant)}
+        with pulling("adapter.pull", key=key, grant=grant) as trace:
+            self._patiently(lambda: self._download(f"{PULL_PATH}/{sha256}", download, headers=granted | trace), key=key)
         log.info("adapter.blob_pulled", extra={"tenant": key.tenant, "form_digest": key.form_digest, "blob_bytes": download.num_bytes})
 
-    def _resolve(self, asked: ResolveRequest) -> FormDescription:
-        with self._answer("POST", RESOLVE_PATH, json=asked.model_dump(mode="json")) as response:
+    def _resolve(self, asked: ResolveRequest, *, headers: Mapping[str, str]) -> FormDescription:
+        with self._answer("POST", RESOLVE_PATH, json=asked.model_dump(mode="json"), headers=headers) as response:
             body = _decoded(_bounded_body(response))
         try:
             require_wire_version(body)

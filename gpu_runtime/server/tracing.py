@@ -6,13 +6,18 @@ Only counts, digests and ids: never a prompt, a token or a grant.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 import structlog
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from gpu_runtime.adapters.source import AdapterUnavailable
+from gpu_runtime.core import AdapterKey
 from registry.wire import GrantClaims
 
 log = structlog.get_logger(__name__)
@@ -21,6 +26,9 @@ FLUSH_S = 3.0
 OPERATIONS = {"chat": "chat", "completions": "text_completion"}
 _UNSEEN = frozenset({"/livez", "/readyz", "/metrics"})
 _tracer = trace.get_tracer("lorary")
+_w3c = TraceContextTextMapPropagator()
+_asking: dict[str, Span] = {}
+"""Generations under way by their grant: a pull runs in a thread of its own, and the grant is all that it knows of who asked."""
 
 APPLICATION: TelemetryConfig = {
     "metrics": False,  # Prometheus has them
@@ -60,7 +68,7 @@ def flush_tracing() -> None:
     thread.join(FLUSH_S)
 
 
-def start_generation(claims: GrantClaims, *, endpoint: str) -> Span:
+def start_generation(claims: GrantClaims, *, endpoint: str, grant: str) -> Span:
     """The span of one generation, below the request's; ended by `end_generation`."""
     operation = OPERATIONS[endpoint]
     attributes = {
@@ -72,12 +80,16 @@ def start_generation(claims: GrantClaims, *, endpoint: str) -> Span:
         "lorary.version_digest": claims.version_digest or "",
         "lorary.form_digest": claims.form_digest or "",
     }
-    return _tracer.start_span(f"{operation} {claims.model}", kind=SpanKind.INTERNAL, attributes=attributes)
+    span = _tracer.start_span(f"{operation} {claims.model}", kind=SpanKind.INTERNAL, attributes=attributes)
+    if span.is_recording():
+        _asking[grant] = span
+    return span
 
 
 def end_generation(
     span: Span,
     *,
+    grant: str,
     num_prompt_tokens: int,
     num_completion_tokens: int,
     finish_reasons: list[str | None],
@@ -85,6 +97,7 @@ def end_generation(
     error_code: str | None,
 ) -> None:
     """`first_token_s`: from the request's arrival to its first token; `error_code` None: it went well."""
+    _asking.pop(grant, None)
     span.set_attribute("gen_ai.usage.input_tokens", num_prompt_tokens)
     span.set_attribute("gen_ai.usage.output_tokens", num_completion_tokens)
     span.set_attribute("gen_ai.response.finish_reasons", [reason for reason in finish_reasons if reason])
@@ -94,3 +107,21 @@ def end_generation(
         span.set_attribute("error.type", error_code)
         span.set_status(StatusCode.ERROR)
     span.end()
+
+
+@contextmanager
+def pulling(name: str, *, key: AdapterKey, grant: str | None) -> Iterator[dict[str, str]]:
+    """A span around one call of a pull, below the generation that waits for it; yields the headers that continue it at the registry."""
+    asking = _asking.get(grant or "")
+    context = None if asking is None else trace.set_span_in_context(asking)
+    attributes = {"lorary.tenant.id": key.tenant, "lorary.form_digest": key.form_digest}
+    headers: dict[str, str] = {}
+    options = {"kind": SpanKind.CLIENT, "attributes": attributes, "record_exception": False, "set_status_on_exception": False}
+    with _tracer.start_as_current_span(name, context=context, **options) as span:
+        _w3c.inject(headers)
+        try:
+            yield headers
+        except AdapterUnavailable as error:
+            span.set_attribute("error.type", type(error).__name__)
+            span.set_status(StatusCode.ERROR)
+            raise

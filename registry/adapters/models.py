@@ -74,6 +74,7 @@ class AdapterVersion(Table):
         UniqueConstraint("adapter_id", "version_digest", "base_model_id", name="uq_adapter_versions_content"),
         CheckConstraint("status IN ('pending', 'ready', 'rejected', 'deleted')", name="status"),
         Index("ix_adapter_versions_search", "tenant_id", "status", "rank", "adapter_id"),
+        Index("ix_adapter_versions_made", "tenant_id", "created_at"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True, default=_new_id)

@@ -98,7 +98,7 @@ async def put_blob(
     return BlobOut(sha256=blob.sha256, size=blob.size, created_at=blob.created_at)
 
 
-@router.head("/{sha256}", responses=problem_responses(Forbidden, NotFound))
+@router.head("/{sha256}", response_class=Response, responses=problem_responses(Forbidden, NotFound))
 def head_blob(sha256: Sha256Path, *, subject: Reader, database: DatabaseDep, store: BlobStoreDep) -> Response:
     """Whether the tenant has these bytes, so that a client need not send them again. Bytes that a disk lost are absent."""
     with database.read() as session:

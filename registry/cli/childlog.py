@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 import threading
 from collections import defaultdict, deque
@@ -14,9 +15,14 @@ NOT_SHOWN = frozenset({"event", "level", "timestamp", "logger", "color_message"}
 
 
 class ChildLog:
-    """One reader thread a process. Keeps each process's last lines, to say why it died."""
+    """One reader thread a process. Keeps each process's last lines, to say why it died.
+
+    What the registry logs of requests under `poll_id`, the supervisor's own looks several times a second, is shown only where
+    they fail.
+    """
 
     def __init__(self, *, as_json: bool) -> None:
+        self.poll_id = f"up-{secrets.token_hex(8)}"  # not to be guessed: nobody else's requests are left out
         self._as_json = as_json
         self._tails: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=TAIL_LINES))
         self._threads: list[threading.Thread] = []
@@ -45,7 +51,13 @@ class ChildLog:
     def _pump(self, name: str, stream: IO[bytes]) -> None:
         with stream:
             while raw := stream.readline(MAX_LINE_BYTES):
-                self._emit(name, raw.decode(errors="replace").rstrip("\r\n"))
+                line = raw.decode(errors="replace").rstrip("\r\n")
+                if not self._is_poll(line):
+                    self._emit(name, line)
+
+    def _is_poll(self, line: str) -> bool:
+        event = _parse(line) if self.poll_id in line else None
+        return event is not None and event.get("client_request_id") == self.poll_id and event.get("status", 0) < 500
 
     def _emit(self, name: str, line: str) -> None:
         with self._lock:

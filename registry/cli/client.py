@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 
 from registry.cli.failure import CliFailure
-from registry.wire import TENANT_HEADER
+from registry.wire import REQUEST_ID_HEADER, TENANT_HEADER
 
 IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 MAX_TRIES = 4
@@ -50,12 +50,15 @@ def path(*parts: str | int) -> str:
 class RegistryClient:
     """Speaks to one registry as one key, and for an admin key in one tenant.
 
-    Every method raises ApiProblem for an error answer and CliFailure when the registry cannot be reached.
+    `request_id` is what the registry's log calls the client's. Every method raises ApiProblem for an error answer and CliFailure
+    when the registry cannot be reached.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, tenant: str | None = None, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, url: str, *, token: str | None = None, tenant: str | None = None, timeout_s: float = 60.0, request_id: str = ""
+    ) -> None:
         self.url = url.rstrip("/")
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": "application/json"} | ({REQUEST_ID_HEADER: request_id} if request_id else {})
         if token:
             headers["Authorization"] = f"Bearer {token}"
         if tenant:

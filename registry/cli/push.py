@@ -57,13 +57,20 @@ def push(call: Call, asked: Push, *, directory: Path) -> Json:
         signature = sign(call.output, directory, chosen, key_file=asked.sign_with)
         chosen = [*(file for file in chosen if file.name != SIGNATURE_FILE), signature]
     files = _hash(call, chosen)
-    _upload(call, [file for file in _distinct(files) if not call.client.exists(path("blobs", file.sha256))])
+    _upload_absent(call, files)
     try:
-        return call.client.post(path("adapters", asked.name, "versions"), asked.body({file.source.name: file.sha256 for file in files}))
+        return _name(call, asked, files)
     except ApiProblem as problem:
+        if problem.code == "blob_missing":  # bytes that nobody named for long were collected just now
+            _upload_absent(call, files)
+            return _name(call, asked, files)
         if problem.problem.get("field") == "base_model":
             problem.remedy = "name one with --base-model; `lorary base-models list` shows them"
         raise
+
+
+def _name(call: Call, asked: Push, files: list[LocalFile]) -> Json:
+    return call.client.post(path("adapters", asked.name, "versions"), asked.body({file.source.name: file.sha256 for file in files}))
 
 
 def wait_until_settled(call: Call, name: str, number: int, *, timeout_s: float) -> Json:
@@ -120,6 +127,10 @@ def _hash_one(source: Path, advance: Advance) -> LocalFile:
         digest.update(chunk)
         size += len(chunk)
     return LocalFile(source=source, sha256=digest.hexdigest(), size=size)
+
+
+def _upload_absent(call: Call, files: list[LocalFile]) -> None:
+    _upload(call, [file for file in _distinct(files) if not call.client.exists(path("blobs", file.sha256))])
 
 
 def _upload(call: Call, files: list[LocalFile]) -> None:

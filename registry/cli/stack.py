@@ -57,7 +57,7 @@ class Stack:
         self._supervisor = supervisor
         self._mint_admin_key = mint_admin_key
         self._tell = tell
-        self._client = RegistryClient(self.url)
+        self._client = RegistryClient(self.url, request_id=supervisor.poll_id)
         self._last_trouble = ""
 
     def start(self) -> None:
@@ -106,7 +106,7 @@ class Stack:
         self._supervisor.wait_until(lambda: _healthy(self._client), timeout_s=API_START_S, what="the api", child=api)
         token = self._key("supervisor", make=self._mint_admin_key)
         self._client.close()
-        self._client = RegistryClient(self.url, token=token, timeout_s=10.0)
+        self._client = RegistryClient(self.url, token=token, timeout_s=10.0, request_id=self._supervisor.poll_id)
 
     def _api(self) -> Program:
         environment = child_environment(**self._common(), LORARY_HOST=self.settings.host, LORARY_PORT=str(self.settings.port))

@@ -130,6 +130,11 @@ class Supervisor:
         self._patience = patience or Patience()
         self._num_signals = 0
 
+    @property
+    def poll_id(self) -> str:
+        """The client's request id of looks at the registry that the log leaves out."""
+        return self._log.poll_id
+
     def add(self, program: Program) -> Child:
         child = Child(program, self._log)
         self.children.append(child)

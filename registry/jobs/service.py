@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -59,6 +60,12 @@ class StaleFence(Conflict):
     """This worker lost the job: its lease ran out and another claimed it, or the job is over. Stop, write nothing."""
 
     code = "stale_fence"
+
+
+class _PassedOver(Exception):
+    """Undoes a claim's step, and so lets the tenant's quota row go: who holds one while it waits for another's meets who holds
+    them the other way round.
+    """
 
 
 @dataclass(frozen=True)
@@ -194,11 +201,13 @@ def claim(
         if found is None:
             return None
         passed_over.add(found.id)
-        if found.tenant_id is not None:
-            quotas.lock(session, found.tenant_id)  # before the job's row, as everybody who takes both
-        job = repository.lock_claimable(session, found.id, kinds=kinds, max_running=max_running)
-        if job is not None and _take(session, job, owner=owner, lease_s=lease_s):
-            return _claim_of(job, owner=owner, lease_s=lease_s)
+        with suppress(_PassedOver), session.begin_nested():
+            if found.tenant_id is not None:
+                quotas.lock(session, found.tenant_id)  # before the job's row, as everybody who takes both
+            job = repository.lock_claimable(session, found.id, kinds=kinds, max_running=max_running)
+            if job is not None and _take(session, job, owner=owner, lease_s=lease_s):
+                return _claim_of(job, owner=owner, lease_s=lease_s)
+            raise _PassedOver
 
 
 def _take(session: WriteSession, job: Job, *, owner: str, lease_s: float) -> bool:

@@ -6,11 +6,15 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from registry.artifact.base import BaseSpec
+from registry.blobs.models import Blob
 from registry.cli import push
+from registry.db import Database
 from tests.cli.conftest import Lorary, Registry
 from tests.generate import generate_adapter
 
@@ -45,6 +49,24 @@ def test_identical_bytes_give_the_same_version_without_uploading(tenant: Lorary,
     first = tenant.ok("adapters", "push", "style", str(folder))
     monkeypatch.setattr(push, "_upload_one", lambda *_: pytest.fail("uploaded bytes that the registry has"))
     assert tenant.ok("adapters", "push", "style", str(folder))["number"] == first["number"]
+
+
+def test_bytes_that_were_collected_before_they_were_named_are_sent_again(
+    tenant: Lorary, folder: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, name = Database(registry.settings.resolved_database_url), push._name
+    lost = [hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()]
+
+    def collected_just_now(call: Any, *rest: Any) -> Any:
+        while lost:
+            with database.system_write() as session:
+                session.execute(delete(Blob).where(Blob.sha256 == lost.pop()))
+        return name(call, *rest)
+
+    monkeypatch.setattr(push, "_name", collected_just_now)
+    assert tenant.ok("adapters", "push", "pirate", str(folder))["status"] == "ready"
+    database.close()
+    assert not lost
 
 
 def test_push_moves_the_alias_that_was_asked_for(tenant: Lorary, folder: Path, spec: BaseSpec, tmp_path: Path) -> None:

@@ -47,6 +47,21 @@ def wait_for(supervisor: Supervisor, condition: Callable[[], bool], timeout_s: f
     supervisor.wait_until(condition, timeout_s=timeout_s, what="the test")
 
 
+def test_looks_of_the_supervisor_itself_are_not_shown_unless_they_fail(supervisor: Supervisor, capfd: pytest.CaptureFixture[str]) -> None:
+    def access(path: str, client_id: str, status: int = 200) -> str:
+        return json.dumps({"event": "http.request", "path": path, "status": status, "client_request_id": client_id})
+
+    own = supervisor.poll_id
+    lines = [access("/ours", own), access("/failed", own, 503), access("/theirs", "chosen"), f"plain {own}"]
+    child = supervisor.add(program("part", f"print({chr(10).join(lines)!r}, flush=True); {SLEEP}"))
+    wait_for(supervisor, lambda: any("plain" in line for line in supervisor._log.tail("part")))
+    shown = "\n".join(supervisor._log.tail("part"))
+    assert "/ours" not in shown
+    assert "/failed" in shown
+    assert "/theirs" in shown
+    child.end()
+
+
 def test_a_killed_child_is_restarted_with_a_new_pid(supervisor: Supervisor, told: Told) -> None:
     changes: list[int | None] = []
     child = supervisor.add(program("part", SLEEP))

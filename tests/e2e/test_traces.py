@@ -49,6 +49,12 @@ def test_a_push_and_its_validation_are_one_trace_and_so_are_a_chat_and_its_gener
     assert 0 < told["gen_ai.response.time_to_first_chunk"] < 60
     assert len(told["lorary.form_digest"]) == 64
 
+    for what, route in (("adapter.resolve", "POST /api/v1/resolve"), ("adapter.pull", "GET /api/v1/pull/{sha256}")):
+        pulled = otlp.wait_for(lambda one, what=what: one.name == what and one.trace_id == generation.trace_id)  # type: ignore[misc]
+        assert (pulled.service, pulled.parent_id) == ("lorary-runtime", generation.span_id), "a pull is part of who waits for it"
+        answered = otlp.wait_for(lambda one, pulled=pulled: one.parent_id == pulled.span_id)  # type: ignore[misc]
+        assert (answered.service, answered.name) == ("lorary-registry", route)
+
     for process, event in (("api", "http.request"), ("runtime.smollm2", "request.finished")):
         assert said(lorary, process, event, trace_id=generation.trace_id), f"{process} did not log {event} under the trace"
     assert said(lorary, "worker", "job.finished", trace_id=job.trace_id)

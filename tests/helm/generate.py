@@ -31,7 +31,9 @@ S3_SET_BY_CHART = frozenset(
     {"endpoint_url", "public_endpoint_url", "region", "access_key_id", "secret_access_key", "addressing_style", "encryption", "kms_key_id"}
     | {"direct_uploads"}
 )
-RUNTIME_SET_BY_CHART = frozenset({"model_dir", "registry_url", "replica_key_file", "public_url", "host", "port", "disk_cache_dir"})
+RUNTIME_SET_BY_CHART = frozenset(
+    {"model_dir", "registry_url", "replica_key_file", "public_url", "host", "port", "disk_cache_dir", "drain_s"}
+)
 RUNTIME_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 KEPT = ("type", "minimum", "maximum", "exclusiveMinimum", "pattern", "description")
 

@@ -202,6 +202,13 @@ def test_a_worker_has_the_time_to_give_its_job_back() -> None:
     assert one(manifests, "Deployment", "-worker-cpu")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 300
 
 
+def test_running_requests_of_a_replica_have_its_grace_but_for_leaving() -> None:
+    manifests = render(production(runtimeDefaults={"terminationGraceS": 120}))
+    deployment = one(manifests, "Deployment", "-runtime-smollm2")
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 120
+    assert variables(container(deployment, "runtime"))["LORARY_RUNTIME_DRAIN_S"] == "105"
+
+
 def test_a_scaled_worker_is_scaled_by_its_own_queues_as_the_system_role() -> None:
     manifests = rendered("everything")
     scaled = one(manifests, "ScaledObject", "-worker-cpu")["spec"]

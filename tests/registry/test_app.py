@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -120,6 +121,19 @@ def test_request_id_is_ours_in_header_and_body(client: TestClient) -> None:
     first, second = (client.get("/api/v1/whoami", headers={"X-Request-Id": "chosen"}) for _ in range(2))
     assert first.headers["x-request-id"] != second.headers["x-request-id"] != "chosen"
     assert first.json()["request_id"] == first.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "umläut".encode()])
+def test_what_is_no_request_id_does_not_come_back(client: TestClient, given: str | bytes) -> None:
+    assert "x-client-request-id" not in client.get("/api/v1/whoami", headers={"X-Request-Id": given}).headers  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("path", ["/%5C%01", "/%00%0d%0aX-Injected:%20x", "/%7f%c3%a9"])
+def test_a_path_of_control_characters_is_a_404_whose_headers_can_be_sent(server_url: str, path: str) -> None:
+    reply = httpx2.get(server_url + path)
+    assert reply.status_code == 404
+    assert "x-injected" not in reply.headers
+    assert reply.headers["x-error-message"].startswith("nothing answers at /")
 
 
 def test_unknown_errors_are_problems_without_details(settings: Settings, database: Database) -> None:

@@ -45,6 +45,7 @@ def test_access_line_names_request_tenant_and_key(logged, client: TestClient, ma
     (line,) = [line for line in logged() if line["event"] == "http.request"]
     assert line["request_id"] == reply.headers["x-request-id"]
     assert (line["tenant"], line["key_id"], line["client_request_id"]) == ("acme", key_id_of(token), "theirs")
+    assert reply.headers["x-client-request-id"] == "theirs"
     assert (line["method"], line["path"], line["status"], line["level"]) == ("GET", "/api/v1/whoami", 200, "info")
     assert line["duration_s"] >= 0
 

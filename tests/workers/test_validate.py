@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from registry.config import Settings
 from registry.db import Database
 from tests.registry.adapters.pushing import Pusher, adapter
 from workers.__main__ import build_worker
+from workers.validate import Validation
 
 Work = Callable[[], int]
 
@@ -86,6 +88,28 @@ def test_lost_bytes_reject(acme: Pusher, settings: Settings, work_to_the_end: Ca
     stored(settings, pushed["files"][0]["sha256"]).unlink()
     work_to_the_end()
     assert acme.get("/adapters/pirate/versions/1")["reason"]["code"] == "blob_missing"
+
+
+@pytest.mark.parametrize("lasts", [True, False])
+def test_bytes_that_go_bad_between_hashing_and_scan_are_no_verdict(
+    lasts: bool, acme: Pusher, work: Work, *, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed = acme.push("pirate", adapter()).json()
+    path = stored(settings, next(file["sha256"] for file in pushed["files"] if file["path"] == "adapter_model.safetensors"))
+    good, check, calls = path.read_bytes(), Validation._check, []
+
+    def bad_at_first(self: Validation, *rest: Any) -> None:
+        calls.append(1)
+        path.write_bytes(good[:-7] if len(calls) == 1 else path.read_bytes())
+        try:
+            check(self, *rest)
+        finally:
+            path.write_bytes(path.read_bytes() if lasts else good)
+
+    monkeypatch.setattr(Validation, "_check", bad_at_first)
+    assert work() == 1
+    assert acme.get("/adapters/pirate/versions/1")["status"] == ("pending" if lasts else "ready")
+    assert len(calls) == (1 if lasts else 2)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "away"])

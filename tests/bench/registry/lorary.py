@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any, ClassVar
@@ -129,6 +129,11 @@ class Lorary:
     def _move(self, name: str, number: int, client: int) -> bytes:
         headers = {"If-Match": "*"}
         return self._request("PUT", f"/api/v1/adapters/{name}/aliases/prod", client, body={"version": number}, **headers)
+
+    def follow_requests(self, job_ids: Sequence[str]) -> list[bytes]:
+        """An event stream of each job."""
+        asked = (self._request("GET", f"/api/v1/jobs/{job_id}/events", n % len(self._tokens)) for n, job_id in enumerate(job_ids))
+        return [one.replace(b"Accept: */*", b"Accept: text/event-stream") for one in asked]
 
     def _request(self, method: str, path: str, client: int, *, body: Any = None, **headers: str) -> bytes:
         return request(method, path, port=self.port, token=self._tokens[client], body=body, **headers)

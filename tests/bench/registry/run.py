@@ -1,4 +1,5 @@
 """`make bench-registry`: Lorary's registry beside the MLflow server, both on one PostgreSQL, and pushes beside raw S3, in one run.
+What an idle registry needs to authorise, and what watchers cost (`company.py`), come after.
 
 Rounds alternate between the two servers, so both see the same noise. A row is the median of its rounds; its bar is a ratio, because
 absolute times on a shared machine mean nothing. Ends with 1 while a row falls short, and with 2 where the peer is absent.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from tests.bench import blob_push
 from tests.bench.peers.mlflow.driver import MLflow, install
+from tests.bench.registry import company
 from tests.bench.registry.generator import Sample, ceiling, measure
 from tests.bench.registry.lorary import Lorary
 from tests.bench.registry.world import OPERATIONS, Side, World, cpu_s, stop
@@ -167,7 +169,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lorary-bench-", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o755)  # PostgreSQL runs as a user of its own where we are root
         found = measure_registries(options, Path(name))
-    made = rows(found)
+        beside = company.run(Path(name) / "beside", clients=options.clients, workers=options.workers, rounds=3, seconds=options.seconds)
+    made = [*rows(found), *(Row(one.name, one.ours, one.theirs, one.bar, True, "ms") for one in beside)]
     if not options.without_pushes:
         made += [Row(one.name, one.ours_s, one.raw_s, one.bar, True, "s") for one in blob_push.run(rounds=options.rounds, large_mib=192)]
     print("\noperations a second of the servers' processor time (PostgreSQL's apart)")

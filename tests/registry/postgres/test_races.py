@@ -14,15 +14,19 @@ from starlette.testclient import TestClient
 
 from registry.audit.models import AuditEvent
 from registry.audit.service import record
-from registry.db import Database
+from registry.db import Database, WriteSession
+from registry.jobs import repository
 from registry.jobs import service as jobs
 from registry.jobs.models import Job
 from registry.pagination import after_cursor, make_page
+from registry.quotas import repository as quotas
+from registry.quotas.models import Quota
 from registry.tenants.auth import SYSTEM
+from registry.tenants.service import get_tenant
 from tests.registry.adapters import pushing
 from tests.registry.adapters.conftest import acme, base_model, globex, operator, work, worker
 from tests.registry.adapters.pushing import Pusher
-from tests.registry.conftest import bearer
+from tests.registry.conftest import MakeTenant, bearer
 
 __all__ = ["acme", "base_model", "globex", "operator", "work", "worker"]
 
@@ -41,6 +45,36 @@ def at_once(count: int, do: Callable[[int], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(wait_and_do, range(count)))
+
+
+def test_a_claim_lets_go_of_the_quota_of_a_tenant_that_it_passes_over(
+    database: Database, make_tenant: MakeTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds one tenant's row while it waits for another's meets who holds them the other way round."""
+    tenant_ids = []
+    for name in ("one", "two"):
+        make_tenant(name)
+        with database.write() as session:
+            tenant_ids.append(get_tenant(session, name).id)
+            jobs.enqueue(session, kind="work", tenant_id=tenant_ids[-1], subject_id="key", payload={})
+        with database.write() as session:
+            quotas.lock(session, tenant_ids[-1])  # makes the row
+    look, looked = repository.lock_claimable, []
+
+    def gone_at_first(session: WriteSession, job_id: str, **options: Any) -> Job | None:
+        looked.append(job_id)
+        if len(looked) == 1:
+            return None
+        with database.write() as other:
+            free = select(Quota.tenant_id).where(Quota.tenant_id.in_(tenant_ids)).with_for_update(skip_locked=True)
+            assert other.scalars(free).all() == tenant_ids[:1], "only the row of the job in hand is held"
+        return look(session, job_id, **options)
+
+    monkeypatch.setattr(repository, "lock_claimable", gone_at_first)
+    with database.write() as session:
+        taken = jobs.claim(session, owner="a", kinds=["work"], lease_s=60)
+    assert taken is not None
+    assert (taken.job_id, taken.tenant_id) == (looked[1], tenant_ids[1])
 
 
 def test_many_claimers_never_share_a_job(database: Database) -> None:

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import openai
 import pytest
-from sqlalchemy import Connection, Engine, event
 from starlette.testclient import TestClient
 
 from registry.serving import service
 from registry.tenants.auth import authenticate
 from tests.registry.serving.conftest import World, make_replica, serving
-
-
-@contextmanager
-def statements(world: World) -> Iterator[list[str]]:
-    seen: list[str] = []
-    ours = world.app.state.database.engine.url
-
-    def note(connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
-        if connection.engine.url == ours:  # servers of other tests may still live in this process
-            seen.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    yield seen
-    event.remove(Engine, "before_cursor_execute", note)
-    seen[:] = [statement for statement in seen if not statement.startswith(("BEGIN", "SELECT set_config("))]
+from tests.registry.statements import recorded
 
 
 def test_the_list_is_the_base_models_and_my_ready_adapters(world: World, client: TestClient) -> None:
@@ -74,7 +57,7 @@ def test_a_request_costs_one_statement_for_the_key_one_for_the_model_one_for_the
 ) -> None:
     world.push("acme", "pirate")
     make_replica(client, world)
-    with statements(world) as seen:
+    with recorded(world.app) as seen:
         client.post("/v1/completions", json={"model": model}, headers=world.bearer("acme"))
     looked = [
         next(table for table in ("api_keys", "base_models", "replicas") if f"FROM {table}" in one or f"{table}." in one) for one in seen
@@ -88,7 +71,7 @@ def test_a_request_costs_one_statement_for_the_key_one_for_the_model_one_for_the
 def test_every_step_of_the_request_path_uses_an_index(world: World, client: TestClient) -> None:
     world.push("acme", "pirate")
     make_replica(client, world)
-    with statements(world) as seen:
+    with recorded(world.app) as seen:
         client.post("/v1/completions", json={"model": "pirate"}, headers=world.bearer("acme"))
         client.post("/v1/completions", json={"model": "pirate@1"}, headers=world.bearer("acme"))
     for statement in seen:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from sqlalchemy import event
 
 from gpu_runtime.server.grants import GrantVerifier
 from registry.quotas import repository
@@ -18,6 +15,7 @@ from tests.registry.quotas.test_rates import wait_for_room
 from tests.registry.serving.conftest import World, closed_port_url, make_replica
 from tests.registry.serving.fake_replica import FakeReplica
 from tests.registry.serving.test_front_door import complete, one_replica, ready, replica
+from tests.registry.statements import recorded
 
 __all__ = ["one_replica", "ready", "replica"]
 
@@ -35,25 +33,6 @@ def tokens_of(world: World) -> int:
 
 def granted(world: World, replica: FakeReplica, replica_id: str) -> GrantClaims:
     return GrantVerifier(replica_id, world.signer.public_keys).verify(replica.requests[-1][1][GRANT_HEADER.lower()])
-
-
-@contextmanager
-def statements(world: World) -> Iterator[list[str]]:
-    """Every statement of the application, apart from what opens and ends transactions."""
-    seen: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if not statement.startswith(("BEGIN", "SELECT set_config")):
-            seen.append(statement)
-
-    engines = {world.app.state.database.engine, world.app.state.database.system_engine}
-    for engine in engines:
-        event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        for engine in engines:
-            event.remove(engine, "before_cursor_execute", note)
 
 
 def test_requests_a_minute(world: World, served: httpx2.Client, ready: str) -> None:
@@ -121,12 +100,12 @@ def test_what_nobody_began_on_uses_no_tokens(world: World, served: httpx2.Client
 def test_a_limit_costs_one_statement_and_none_costs_nothing(world: World, served: httpx2.Client, ready: str) -> None:
     world.push("acme", "pirate")
     complete(served, world)
-    with statements(world) as unlimited:
+    with recorded(world.app) as unlimited:
         complete(served, world)
     assert not any("rate_windows" in statement for statement in unlimited)
     limit(served, world, requests_per_minute=50, tokens_per_minute=5000)
     complete(served, world)
-    with statements(world) as limited:
+    with recorded(world.app) as limited:
         complete(served, world)
     assert len(limited) == len(unlimited) + 1
     assert sum("rate_windows" in statement for statement in limited) == 1

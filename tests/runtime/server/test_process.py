@@ -132,10 +132,10 @@ def scripted_registry() -> Iterator[ScriptedRegistry]:
 
 
 @contextmanager
-def running(model_dir: Path, key_file: Path, registry: ScriptedRegistry) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running(model_dir: Path, key_file: Path, registry: ScriptedRegistry, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A process that has registered, and where it listens."""
     flags = ["--model-dir", str(model_dir), "--replica-key-file", str(key_file), "--registry-url", registry.url]
-    process = start(*flags, "--port", "0", "--threads", "1", "--pool-bytes", str(16 * 2**20))
+    process = start(*flags, "--port", "0", "--threads", "1", "--pool-bytes", str(16 * 2**20), *more)
     try:
         wait_until(lambda: bool(registry.heartbeats) or process.poll() is not None, within_s=90)
         assert process.poll() is None, process.communicate()[1]
@@ -170,6 +170,23 @@ def test_told_to_stop_it_finishes_what_runs_and_exits_0(model_dir: Path, key_fil
     (finished,) = [one for one in logged if one["event"] == "request.finished"]
     assert finished["num_completion_tokens"] == 2500
     assert {"request_id", "tenant", "version_digest", "form_digest", "duration_s", "first_token_s"} <= finished.keys()
+
+
+def test_what_outlasts_the_drain_is_ended(model_dir: Path, key_file: Path) -> None:
+    body = {"model": "m", "prompt": ["x"] * 16, "max_tokens": 4000, "temperature": 0, "ignore_eos": True, "stream": True}
+    with (
+        scripted_registry() as registry,
+        running(model_dir, key_file, registry, "--drain-s", "0") as (process, url),
+        httpx2.Client(trust_env=False) as http,
+        http.stream("POST", f"{url}/v1/completions", json=body, headers={GRANT_HEADER: grant()}, timeout=60) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        reasons = [line for line in lines if line]
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0, errors
+    assert not any('"length"' in line for line in reasons), "nobody got all of their tokens"
 
 
 def test_a_second_signal_ends_it_at_once(model_dir: Path, key_file: Path) -> None:
