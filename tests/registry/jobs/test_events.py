@@ -164,7 +164,7 @@ def test_watchers_hold_no_session_and_no_thread(server_url: str, make_tenant: Ma
         few = threading.active_count()
         with watchers(100, server_url, token, enqueue=enqueue, app=app):
             assert threading.active_count() - few <= 40, "no more than the threads that the requests themselves took"
-            assert _in_use(app.state.database) <= 1
+            assert _in_use(app.state.database) <= 2, "the poller, and who writes when keys were last used"
 
 
 @pytest.mark.full
@@ -177,6 +177,6 @@ def test_five_hundred_idle_watchers_leave_listing_within_twice_its_p99(
     num_threads = threading.active_count()
     with watchers(500, server_url, token, enqueue=enqueue, app=app):
         assert threading.active_count() - num_threads <= 40
-        assert _in_use(app.state.database) <= 1
+        assert _in_use(app.state.database) <= 2, "the poller, and who writes when keys were last used"
         watched_s = min(_p99_s(server_url, token) for _ in range(3))
     assert watched_s <= 2 * alone_s, f"{watched_s / alone_s:.2f} times the p99 without watchers"
