@@ -1,7 +1,7 @@
 """News of jobs for whoever watches them: one poller a process, however many watchers.
 
-A watcher holds no session and no thread while it waits. The poller asks, in one statement for all watched jobs, for the
-number of each one's last event, and reads events only of jobs where that number has grown.
+A watcher holds no session and no thread while it waits. The poller asks, in one statement for all watched jobs, which have
+events that its watchers have not seen, and reads those.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ KEEP_ALIVE_S = 10.0
 MAX_STREAM_S = 600.0
 """A stream ends after this; clients come back with Last-Event-ID, and with a key that is checked again."""
 BATCH = 500
+"""Events of one job that one look reads."""
 MAX_BEHIND = 64
 """Deliveries that a slow reader may leave lying before its stream ends."""
 
@@ -122,13 +123,10 @@ class JobWatch:
     def _read_news(self, seen: Mapping[str, int]) -> dict[str, News]:
         """Across tenants: who may see which job was settled when its watcher came."""
         news: dict[str, News] = {}
-        job_ids = list(seen)
         with self._database.system_read() as session:
-            for first in range(0, len(job_ids), BATCH):
-                numbers = repository.num_events_of(session, job_ids[first : first + BATCH])
-                for job_id in (job_id for job_id, number in numbers.items() if number > seen[job_id]):
-                    rows = repository.events_after(session, job_id, number=seen[job_id], limit=BATCH)
-                    news[job_id] = [JobEventOut.model_validate(row) for row in rows]
+            for job_id in repository.with_news(session, seen):
+                rows = repository.events_after(session, job_id, number=seen[job_id], limit=BATCH)
+                news[job_id] = [JobEventOut.model_validate(row) for row in rows]
         return news
 
 

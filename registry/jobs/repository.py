@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, case, func, literal, or_, select, true, update
+from sqlalchemy import JSON, ColumnElement, Integer, Row, Select, String, and_, case, cast, func, literal, or_, select, true, update
 from sqlalchemy.orm import aliased
 
 from registry.db import ReadSession, UtcDateTime, WriteSession, database_time, utc_now
@@ -169,7 +169,8 @@ def events_after(session: ReadSession, job_id: str, *, number: int, limit: int) 
     return session.scalars(statement).all()
 
 
-def num_events_of(session: ReadSession, job_ids: Collection[str]) -> dict[str, int]:
-    """The number of the last event of each job."""
-    rows = session.execute(select(Job.id, Job.num_events).where(Job.id.in_(job_ids)))
-    return {row.id: row.num_events for row in rows}
+def with_news(session: ReadSession, seen: Mapping[str, int]) -> Sequence[str]:
+    """Those of the jobs in `seen` that have events above that number. One parameter and no row for a job in which nothing happens."""
+    watched = func.json_each(literal(dict(seen), JSON)).table_valued("key", "value").alias("watched")
+    number = cast(cast(watched.c.value, String), Integer)
+    return session.scalars(select(Job.id).join(watched, Job.id == watched.c.key).where(Job.num_events > number)).all()
