@@ -116,8 +116,8 @@ def pulling(name: str, *, key: AdapterKey, grant: str | None) -> Iterator[dict[s
     context = None if asking is None else trace.set_span_in_context(asking)
     attributes = {"lorary.tenant.id": key.tenant, "lorary.form_digest": key.form_digest}
     headers: dict[str, str] = {}
-    options = {"kind": SpanKind.CLIENT, "attributes": attributes, "record_exception": False, "set_status_on_exception": False}
-    with _tracer.start_as_current_span(name, context=context, **options) as span:
+    given = _tracer.start_span(name, context=context, kind=SpanKind.CLIENT, attributes=attributes)
+    with trace.use_span(given, end_on_exit=True, record_exception=False, set_status_on_exception=False) as span:
         _w3c.inject(headers)
         try:
             yield headers
