@@ -44,7 +44,11 @@ class SamplingParams:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False  # what stopped the text is part of it
+    min_tokens: int = 0  # before these, no token and no string ends the text
     logprobs: int | None = None
+    prompt_logprobs: int | None = None  # as logprobs, of each token of the prompt but the first
     ignore_eos: bool = False
     min_p: float = 0.0  # of the likeliest token's probability, after temperature
     frequency_penalty: float = 0.0
@@ -58,7 +62,10 @@ class SamplingParams:
         _require(0.0 <= self.temperature <= 2.0, "temperature", self.temperature, "between 0 and 2")
         _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
-        _require(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", self.logprobs, "between 0 and 20")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 20, name, value, "between 0 and 20")
+        _require(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"0 to max_tokens, {self.max_tokens}")
         _require(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "between 0 and 1")
         for name in ("frequency_penalty", "presence_penalty"):
             _require(-2.0 <= getattr(self, name) <= 2.0, name, getattr(self, name), "between -2 and 2")
@@ -111,6 +118,7 @@ class Request:
     tenant: str = ""  # whose it is; with an adapter, the adapter's tenant
     state: RequestState = RequestState.WAITING
     output_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # of prompt tokens 1, 2, ... as far as they are computed
     num_computed: int = 0  # tokens whose K and V are in the pool
     pages: list[int] = field(default_factory=list)  # KV pages, in token order
     slot: int = NO_SLOT
@@ -132,6 +140,11 @@ class Request:
         return self.num_tokens - self.num_computed
 
     @property
+    def needs_scores(self) -> bool:
+        """Whether logprobs of its prompt are still to come: then no K and V that are there already may stand in for its tokens."""
+        return self.params.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt_ids) - 1
+
+    @property
     def is_decoding(self) -> bool:
         return self.num_uncomputed == 1 and self.num_computed >= len(self.prompt_ids)
 
@@ -143,17 +156,22 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural-log probabilities under the unmodified distribution (before temperature, top_k and top_p)."""
+    """Natural-log probabilities under the unmodified distribution (before temperature, top_k and top_p).
+
+    `rank`: 1 for the likeliest token, known for tokens of a prompt alone.
+    """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
 class StepOutput:
     """What one step emitted for one request; the last one carries `finish_reason`, and `error` if it failed.
 
+    The first one carries `prompt_logprobs` where they were asked for: of every token of the prompt but the first.
     `retryable`: the same request may succeed later (503); otherwise it will not (its adapter is gone or does not fit).
     """
 
@@ -164,3 +182,4 @@ class StepOutput:
     error: str | None = None
     retryable: bool = False
     num_cached: int = 0  # tokens of the prompt that did not have to be computed
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None

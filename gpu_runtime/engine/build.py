@@ -69,6 +69,7 @@ def build_engine(
     kernels = select_backend(config.device, threads=config.threads or None)
     model = _model(config, spec, kernels=kernels, pool=pool, layout=layout, tables=tables, max_positions=max_model_len)
     merging = Merging(pool=pool, tables=tables, residency=residency, decoder=model.decoder, kernels=kernels, max_share=config.merge_share)
+    eos_token_ids = frozenset(spec.eos_token_ids) | _generation_eos(config.model_dir)
     limits = Limits(pool.num_pages, config.max_batch_requests, config.max_step_tokens, max_model_len, config.max_waiting)
     return Engine(
         scheduler=Scheduler(
@@ -83,6 +84,7 @@ def build_engine(
             tokens_per_page=layout.tokens_per_page,
             device=config.device,
             sampler=sampler,
+            eos_token_ids=eos_token_ids,
         ),
         residency=residency,
         pool=pool,
@@ -90,7 +92,7 @@ def build_engine(
         max_rank=config.max_rank,
         num_slots=config.num_slots,
         vocab_size=spec.vocab_size,
-        eos_token_ids=frozenset(spec.eos_token_ids) | _generation_eos(config.model_dir),
+        eos_token_ids=eos_token_ids,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpu_runtime.adapters.merging import Merging
 from gpu_runtime.adapters.residency import Residency
-from gpu_runtime.core import AdapterKey, FinishReason, Request, RequestState, StepOutput
+from gpu_runtime.core import AdapterKey, FinishReason, Request, RequestState, StepOutput, TokenLogprob
 from gpu_runtime.engine.pool_map import pages_by_use, snapshot
 from gpu_runtime.engine.runner import Runner
 from gpu_runtime.engine.state import EngineCounts, EngineState, ResidentAdapter
@@ -215,11 +215,14 @@ class Engine:
         reason = self._finish_reason(request, choice.token_id)
         if reason is not None:
             self._end(ticket, reason)
-        cached = request.num_cached or 0
-        return StepOutput(request.request_id, choice.token_id, logprob=choice.logprob, finish_reason=reason, num_cached=cached)
+        cached, scored = request.num_cached or 0, _scores(request)
+        return StepOutput(
+            request.request_id, choice.token_id, choice.logprob, finish_reason=reason, num_cached=cached, prompt_logprobs=scored
+        )
 
     def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
-        if token_id in self._eos_token_ids and not request.params.ignore_eos:
+        ends = token_id in self._eos_token_ids and not request.params.ignore_eos
+        if ends or token_id in request.params.stop_token_ids:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(request.output_ids) >= request.params.max_tokens else None
 
@@ -227,6 +230,12 @@ class Engine:
         self.scheduler.finish(ticket)
         ticket.request.finish_reason = reason
         return StepOutput(ticket.request.request_id, None, finish_reason=reason, error=error, retryable=retryable)
+
+
+def _scores(request: Request) -> tuple[TokenLogprob, ...] | None:
+    """Of the prompt, with the first token."""
+    wanted = request.params.prompt_logprobs is not None and len(request.output_ids) == 1
+    return tuple(request.prompt_logprobs) if wanted else None
 
 
 def _adapters(queue: Queue) -> frozenset[AdapterKey]:

@@ -21,7 +21,7 @@ FIRST_CANDIDATES = 256  # top_p looks at this many largest tokens before it look
 class SampleRow:
     """`seed` is the request's own or one drawn when it arrived; `position` is the index of the token to be chosen.
 
-    `prompt_ids` and `output_ids` are what penalties count.
+    `prompt_ids` and `output_ids` are what penalties count; `forbidden` are tokens that may not be chosen.
     """
 
     params: SamplingParams
@@ -29,6 +29,7 @@ class SampleRow:
     position: int
     prompt_ids: Sequence[int] = ()
     output_ids: Sequence[int] = ()
+    forbidden: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
 
 
 def _sample_row(logits: torch.Tensor, row: SampleRow, greedy: int) -> Sampled:
-    scores = _changed(logits, row) if row.params.changes_logits else logits
+    scores = _changed(logits, row) if row.params.changes_logits or row.forbidden else logits
     token = _draw(scores, row) if row.params.temperature else greedy if scores is logits else int(scores.argmax())
     if row.params.logprobs is None:
         return Sampled(token)
@@ -57,7 +58,7 @@ def _sample_row(logits: torch.Tensor, row: SampleRow, greedy: int) -> Sampled:
 
 
 def _changed(logits: torch.Tensor, row: SampleRow) -> torch.Tensor:
-    """Logits (vocab) after repetition, frequency and presence penalty and bias, in this order."""
+    """Logits (vocab) after repetition, frequency and presence penalty, bias and ban, in this order."""
     params, scores = row.params, logits.clone()
     if params.repetition_penalty != 1.0:
         seen = _tensor_like(sorted({*row.prompt_ids, *row.output_ids}), logits)
@@ -68,6 +69,8 @@ def _changed(logits: torch.Tensor, row: SampleRow) -> torch.Tensor:
     if params.logit_bias:
         tokens, biases = zip(*params.logit_bias, strict=True)
         scores[_tensor_like(tokens, logits)] += torch.tensor(biases, dtype=logits.dtype, device=logits.device)
+    if row.forbidden:
+        scores[_tensor_like(row.forbidden, logits)] = -torch.inf
     return scores
 
 
@@ -80,6 +83,16 @@ def _logprob(logits: torch.Tensor, token: int, num_top: int) -> TokenLogprob:
     values, tokens = logprobs.topk(min(num_top, logits.shape[0]))
     top = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
     return TokenLogprob(token, float(logprobs[token]), top)
+
+
+def score(logits: torch.Tensor, token_ids: Sequence[int], *, num_top: int) -> list[TokenLogprob]:
+    """What each row of logits (N, vocab) f32 makes of the token that followed, and its `num_top` likeliest ones."""
+    logprobs, tokens = logits.log_softmax(-1), _tensor_like(token_ids, logits)
+    own = logprobs.gather(1, tokens[:, None])
+    ranks = ((logprobs > own).sum(1) + 1).tolist()
+    values, best = logprobs.topk(min(num_top, logits.shape[1]), dim=-1)
+    rows = zip(token_ids, own.squeeze(1).tolist(), best.tolist(), values.tolist(), ranks, strict=True)
+    return [TokenLogprob(token, value, tuple(zip(*top, strict=True)), rank) for token, value, *top, rank in rows]
 
 
 def _draw(logits: torch.Tensor, row: SampleRow) -> int:

@@ -50,12 +50,21 @@ class CausalLM:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Compute the batch, write its K and V into the pool; logits f32 (N, vocab) of `batch.logit_rows`."""
+        """Logits f32 (N, vocab) of `batch.logit_rows`: `hidden`, then `logits` of those."""
+        return self.logits(self.hidden(batch)[batch.logit_rows])
+
+    @torch.inference_mode()
+    def hidden(self, batch: ForwardBatch) -> torch.Tensor:
+        """Compute the batch, write its K and V into the pool; what the last layer gives for each token (T, D)."""
         x = self._embedding[batch.token_ids].to(self._kernels.activations or self._embedding.dtype)
         if self._embedding_scale != 1.0:
             x *= self._embedding_scale
-        x = self.decoder(x, batch=batch)[batch.logit_rows]
-        h = self._kernels.rms_norm(x, weight=self._final_norm, eps=self.spec.rms_norm_eps)
+        return self.decoder(x, batch=batch)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits f32 (N, vocab) of rows (N, D) of `hidden`."""
+        h = self._kernels.rms_norm(hidden, weight=self._final_norm, eps=self.spec.rms_norm_eps)
         return self._kernels.linear(h, weight=self._head).float()
 
 

@@ -80,7 +80,7 @@ class Prefixes:
     def attach(self, request: Request) -> None:
         """Give a request that has no pages the blocks that its tokens begin with; at least one token is left to compute."""
         assert not request.pages, f"{request.request_id} has pages already"
-        chain = self._find(request) if self.enabled else []
+        chain = self._find(request) if self.enabled and not request.needs_scores else []
         for block in chain:
             self._idle.pop(block.digest, None)
             block.num_users += 1

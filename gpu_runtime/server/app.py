@@ -24,7 +24,16 @@ from gpu_runtime.server import tracing
 from gpu_runtime.server.errors import ApiError, invalid, unavailable
 from gpu_runtime.server.grants import GrantVerifier
 from gpu_runtime.server.health import Health
-from gpu_runtime.server.intake import Permission, admit, check_biases, deadline_of, encode_prompts, engine_requests, read_body, sampling_for
+from gpu_runtime.server.intake import (
+    Permission,
+    admit,
+    check_token_ids,
+    deadline_of,
+    encode_prompts,
+    engine_requests,
+    read_body,
+    sampling_for,
+)
 from gpu_runtime.server.metrics import RuntimeMetrics
 from gpu_runtime.server.openai import ChatRequest, CompletionRequest, GenerationRequest, read_request
 from gpu_runtime.server.replies import ChatShape, CompletionShape, Piece, Shape, Usage, best_of
@@ -226,7 +235,7 @@ async def _answer(
 ) -> Response:
     deadline_s = deadline_of(http, now_s=exchange.started_s)
     asked = read_request(await read_body(http), kind=kind)
-    check_biases(asked, num_tokens=serving.text.num_tokens)
+    check_token_ids(asked, num_tokens=serving.text.num_tokens)
     prompts = await encode_prompts(asked, text=serving.text, context_tokens=serving.context_tokens)
     exchange.num_prompt_tokens = sum(map(len, prompts))
     params = sampling_for(asked, prompts, claims=permission.claims, context_tokens=serving.context_tokens)
@@ -271,10 +280,12 @@ def _shape(asked: GenerationRequest, prompts: tuple[tuple[int, ...], ...], text:
         "model": claims.model,
         "created": int(time.time()),
         "vocabulary": text.vocabulary,
-        "with_logprobs": asked.num_logprobs is not None,
+        "num_logprobs": asked.num_logprobs,
+        "num_prompt_logprobs": asked.prompt_logprobs,
     }
     if isinstance(asked, CompletionRequest):
-        return CompletionShape(**told, echoes=tuple(_echoes(asked, prompts, text)) if asked.echo else ())
+        told_prompts = tuple(prompt for prompt in prompts for _ in range(asked.num_choices))
+        return CompletionShape(**told, echoes=tuple(_echoes(asked, prompts, text)) if asked.echo else (), prompts=told_prompts)
     return ChatShape(**told)
 
 
@@ -311,7 +322,8 @@ async def _collect(first: list[Piece], batches: AsyncIterator[list[Piece]], *, n
 
 def _joined(pieces: list[Piece], *, index: int) -> Piece:
     entries = tuple(entry for piece in pieces for entry in piece.entries)
-    return Piece(index, "".join(piece.text for piece in pieces), entries=entries, finish_reason=pieces[-1].finish_reason)
+    text, scored = "".join(piece.text for piece in pieces), next((piece.prompt for piece in pieces if piece.prompt is not None), None)
+    return Piece(index, text, entries=entries, finish_reason=pieces[-1].finish_reason, prompt=scored)
 
 
 # ---- refusals ----

@@ -35,11 +35,12 @@ class Detokenizer:
 class StopScanner:
     """Cuts text at the stop string that is completed first; of those completed together, at the one that starts first.
 
-    Text that may still turn out to be the beginning of a stop string is held back.
+    Text that may still turn out to be the beginning of a stop string is held back. `include`: the stop string is shown too.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
         self._stops = tuple(stops)
+        self._include = include
         self._longest = max((len(stop) for stop in stops), default=0)
         self._held = ""
         self.stopped = False
@@ -49,10 +50,10 @@ class StopScanner:
         if self.stopped:
             return ""
         pending = self._held + text
-        start = self._first_stop(pending)
-        if start is not None:
+        found = self._first_stop(pending)
+        if found is not None:
             self.stopped, self._held = True, ""
-            return pending[:start]
+            return pending[: found[0] if self._include else found[1]]
         keep = self._num_held(pending)
         self._held = pending[len(pending) - keep :]
         return pending[: len(pending) - keep]
@@ -62,9 +63,9 @@ class StopScanner:
         held, self._held = self._held, ""
         return held
 
-    def _first_stop(self, text: str) -> int | None:
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        return min(found)[1] if found else None
+    def _first_stop(self, text: str) -> tuple[int, int] | None:
+        """(end, start)"""
+        return min(((start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0), default=None)
 
     def _num_held(self, text: str) -> int:
         longest = min(len(text), self._longest - 1)

@@ -122,11 +122,12 @@ def _numbered(params: SamplingParams, index: int) -> SamplingParams:
     return params if params.seed is None or not index else replace(params, seed=(params.seed + index) & (2**63 - 1))
 
 
-def check_biases(asked: GenerationRequest, *, num_tokens: int) -> None:
-    """Raises ApiError for a bias on a token that this model does not have."""
-    unknown = next((token_id for token_id in asked.logit_bias or {} if token_id >= num_tokens), None)
-    if unknown is not None:
-        raise invalid(f"logit_bias names token id {unknown}; this model's ids are 0 to {num_tokens - 1}", param="logit_bias")
+def check_token_ids(asked: GenerationRequest, *, num_tokens: int) -> None:
+    """Raises ApiError for a bias on, or a stop at, a token that this model does not have."""
+    for param, token_ids in (("logit_bias", asked.logit_bias or {}), ("stop_token_ids", asked.stop_token_ids or ())):
+        unknown = next((token_id for token_id in token_ids if token_id >= num_tokens), None)
+        if unknown is not None:
+            raise invalid(f"{param} names token id {unknown}; this model's ids are 0 to {num_tokens - 1}", param=param)
 
 
 def _params(asked: GenerationRequest, num_prompt_tokens: int, *, claims: GrantClaims, context_tokens: int) -> SamplingParams:
@@ -141,6 +142,9 @@ def _params(asked: GenerationRequest, num_prompt_tokens: int, *, claims: GrantCl
         raise invalid(f"max_tokens is {max_tokens}; this request may generate at most {most}{choices}", param="max_tokens")
     if max_tokens > room:
         raise _too_long(num_prompt_tokens, max_tokens, context_tokens, param=param)
+    if (asked.min_tokens or 0) > max_tokens:
+        message = f"min_tokens is {asked.min_tokens}, more than max_tokens, which is {max_tokens}: lower it or raise max_tokens"
+        raise invalid(message, param="min_tokens")
     return asked.sampling(max_tokens=max_tokens)
 
 

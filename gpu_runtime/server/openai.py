@@ -21,6 +21,7 @@ MAX_CHOICES = 128  # of one request, over all of its prompts: each is a request 
 MAX_BIASES = 1024
 MAX_MESSAGES = 4096
 MAX_STOP_CHARACTERS = 1024
+MAX_STOP_TOKENS = 128
 PROMPT_FORMS = "prompt must be a string, a list of strings, a list of token ids or a list of lists of token ids, and not empty"
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default; chat defaults to the rest of the context
 
@@ -32,7 +33,6 @@ IGNORED = frozenset(
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
-    "min_tokens": (0,),
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),
@@ -72,6 +72,7 @@ def _biases(value: object) -> object:
 
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
@@ -90,6 +91,10 @@ class GenerationRequest(Closed):
     top_k: int | None = Field(default=None, ge=-1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Annotated[list[StopString], Field(max_length=4), BeforeValidator(_stops)] = Field(default_factory=list)
+    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=MAX_STOP_TOKENS)
+    include_stop_str_in_output: bool | None = None
+    min_tokens: int | None = Field(default=None, ge=0)
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
@@ -107,6 +112,14 @@ class GenerationRequest(Closed):
             raise ValueError("stream_options is only allowed when stream is true")
         return self
 
+    @model_validator(mode="after")
+    def _prompt_logprobs_come_whole(self) -> GenerationRequest:
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError(
+                f"prompt_logprobs is {self.prompt_logprobs} with stream true; chunks have no place for it: set stream to false"
+            )
+        return self
+
     @property
     def asked_tokens(self) -> int | None:
         return self.max_tokens
@@ -120,6 +133,11 @@ class GenerationRequest(Closed):
     def num_logprobs(self) -> int | None:
         """None is off; n asks for the n likeliest tokens beside the chosen one."""
         return None
+
+    @property
+    def num_scored(self) -> int | None:
+        """The same for the tokens of the prompt."""
+        return self.prompt_logprobs
 
     @property
     def num_choices(self) -> int:
@@ -145,6 +163,10 @@ class GenerationRequest(Closed):
             top_k=max(0, self.top_k or 0),
             seed=None if self.seed is None else self.seed & (2**63 - 1),
             stop=tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            include_stop=bool(self.include_stop_str_in_output),
+            min_tokens=self.min_tokens or 0,
+            prompt_logprobs=self.num_scored,
             logprobs=self.num_logprobs if self.num_candidates == self.num_choices else self.num_logprobs or 0,
             ignore_eos=bool(self.ignore_eos),
             min_p=self.min_p or 0.0,
@@ -198,12 +220,6 @@ class CompletionRequest(GenerationRequest):
             raise ValueError(f"n (or best_of) times the number of prompts is {asked}; one request may ask for {MAX_CHOICES}")
         return self
 
-    @model_validator(mode="after")
-    def _echo_has_no_logprobs(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo together with logprobs asks for the prompt's logprobs, which this server does not compute")
-        return self
-
     @property
     def default_tokens(self) -> int | None:
         return DEFAULT_COMPLETION_TOKENS
@@ -211,6 +227,12 @@ class CompletionRequest(GenerationRequest):
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
+
+    @property
+    def num_scored(self) -> int | None:
+        """`echo` with `logprobs` tells those of the prompt too."""
+        echoed = self.logprobs if self.echo else None
+        return max((count for count in (echoed, self.prompt_logprobs) if count is not None), default=None)
 
     @property
     def num_candidates(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_runtime.core import TokenLogprob
+from gpu_runtime.server.detokenize import Detokenizer
 from gpu_runtime.server.vocabulary import Vocabulary
 
 LOWEST_LOGPROB = -9999.0  # what OpenAI sends for "never": JSON has no infinity
@@ -22,12 +23,13 @@ class TokenEntry:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token adds to one choice; the last piece of a choice carries `finish_reason`."""
+    """What one token adds to one choice; the last piece of a choice carries `finish_reason`, the first the prompt's logprobs."""
 
     index: int
     text: str
     entries: tuple[TokenEntry, ...] = ()
     finish_reason: str | None = None
+    prompt: tuple[TokenLogprob, ...] | None = None  # of each token of the prompt but the first
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class ChatShape:
     model: str
     created: int
     vocabulary: Vocabulary
-    with_logprobs: bool
+    num_logprobs: int | None
+    num_prompt_logprobs: int | None = None
 
     def whole(self, choices: Sequence[Piece], usage: Usage) -> dict[str, Any]:
         """The reply of a request that does not stream; each choice is one piece with all its text."""
-        return self._envelope("chat.completion", [self._choice(piece) for piece in choices]) | {"usage": usage.as_json()}
+        told = self._envelope("chat.completion", [self._choice(piece) for piece in choices]) | {"usage": usage.as_json()}
+        return told | prompt_logprobs(choices[0], self.num_prompt_logprobs, self.vocabulary)
 
     def opening(self, index: int) -> dict[str, Any]:
         """The first chunk of a choice: who speaks."""
@@ -83,7 +87,7 @@ class ChatShape:
         return self._envelope("chat.completion.chunk", [choice])
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
-        if not self.with_logprobs:
+        if self.num_logprobs is None:
             return None
         return {"content": [self._entry(entry.logprob) for entry in piece.entries], "refusal": None}
 
@@ -98,26 +102,36 @@ class ChatShape:
 
 @dataclass(frozen=True)
 class CompletionShape:
-    """Objects of /v1/completions. `echoes` are prompt texts to put before the choices' text, one a choice, or none."""
+    """Objects of /v1/completions. `echoes` are prompt texts to put before the choices' text, one a choice, or none.
+
+    An echo with logprobs tells those of the prompt too, so it waits for the choice's first piece.
+    """
 
     reply_id: str
     model: str
     created: int
     vocabulary: Vocabulary
-    with_logprobs: bool
+    num_logprobs: int | None
+    num_prompt_logprobs: int | None = None
     echoes: tuple[str, ...] = ()
+    prompts: tuple[tuple[int, ...], ...] = ()  # of each choice
 
     def whole(self, choices: Sequence[Piece], usage: Usage) -> dict[str, Any]:
-        spoken = [self._choice(piece, text=self._echo(piece.index) + piece.text) for piece in choices]
+        spoken = [self._whole_choice(piece) for piece in choices]
         return self._envelope(spoken) | {"usage": usage.as_json()}
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """The echo, which is all that precedes a completion."""
-        return self._envelope([self._choice(Piece(index, ""), text=self._echo(index))]) if self.echoes else None
+        if not self.echoes or self.num_logprobs is not None:
+            return None
+        return self._envelope([self._choice(Piece(index, ""), text=self._echo(index))])
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
+        echoes = self.echoes and self.num_logprobs is not None and piece.prompt is not None
+        echo = [self._envelope([self._choice(Piece(piece.index, "", prompt=piece.prompt), text=self._echo(piece.index))])] if echoes else []
+        piece = replace(piece, prompt=None)
         told = piece.text or piece.entries or piece.finish_reason
-        return [self._envelope([self._choice(piece, text=piece.text)])] if told else []
+        return echo + ([self._envelope([self._choice(piece, text=piece.text)])] if told else [])
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return self._envelope([]) | {"usage": usage.as_json()}
@@ -129,23 +143,39 @@ class CompletionShape:
     def _echo(self, index: int) -> str:
         return self.echoes[index] if self.echoes else ""
 
+    def _whole_choice(self, piece: Piece) -> dict[str, Any]:
+        told = self._choice(piece, text=self._echo(piece.index) + piece.text)
+        return told | prompt_logprobs(piece, self.num_prompt_logprobs, self.vocabulary)
+
     def _choice(self, piece: Piece, *, text: str) -> dict[str, Any]:
         return {"index": piece.index, "text": text, "logprobs": self._logprobs(piece), "finish_reason": piece.finish_reason}
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
-        if not self.with_logprobs:
+        if self.num_logprobs is None:
             return None
-        chosen = [entry.logprob for entry in piece.entries]
+        echoed = self._echoed(piece) if self.echoes and piece.prompt is not None else []
+        skipped = len(self._echo(piece.index))
+        told = [*echoed, *((entry.logprob.token_id, entry.logprob, skipped + entry.offset) for entry in piece.entries)]
         return {
-            "tokens": [self._spell(one.token_id) for one in chosen],
-            "token_logprobs": [_finite(one.logprob) for one in chosen],
-            "top_logprobs": [self._top(one) for one in chosen],
-            "text_offset": [entry.offset for entry in piece.entries],
+            "tokens": [self._spell(token_id) for token_id, _, _ in told],
+            "token_logprobs": [None if one is None else _finite(one.logprob) for _, one, _ in told],
+            "top_logprobs": [None if one is None else self._top(one) for _, one, _ in told],
+            "text_offset": [offset for _, _, offset in told],
         }
+
+    def _echoed(self, piece: Piece) -> list[tuple[int, TokenLogprob | None, int]]:
+        """Token, logprob and offset of each token of the prompt; nothing precedes the first, so it has no logprob."""
+        ids, decoder, offset, told = self.prompts[piece.index], Detokenizer(self.vocabulary), 0, []
+        for token_id, logprob in zip(ids, (None, *(piece.prompt or ())), strict=True):
+            text = decoder.push(token_id)
+            own = min(len(text), decoder.num_characters(token_id))  # as in ChoiceText
+            offset += len(text)
+            told.append((token_id, logprob, offset - own))
+        return told
 
     def _top(self, logprob: TokenLogprob) -> dict[str, float]:
         """The likeliest ones and always the chosen one, as OpenAI does."""
-        pairs = (*logprob.top, (logprob.token_id, logprob.logprob))
+        pairs = (*logprob.top[: self.num_logprobs], (logprob.token_id, logprob.logprob))
         return {self._spell(token_id): _finite(value) for token_id, value in pairs}
 
     def _spell(self, token_id: int) -> str:
@@ -158,6 +188,26 @@ class CompletionShape:
 
 
 Shape = ChatShape | CompletionShape
+
+
+def prompt_logprobs(piece: Piece, num_top: int | None, vocabulary: Vocabulary) -> dict[str, Any]:
+    """vLLM's field: null for the first token, then {token id: logprob, rank, text} of the token and the likeliest ones."""
+    if num_top is None or piece.prompt is None:
+        return {}
+    return {"prompt_logprobs": [None, *(_ranked(one, num_top, vocabulary) for one in piece.prompt)]}
+
+
+def _ranked(one: TokenLogprob, num_top: int, vocabulary: Vocabulary) -> dict[str, Any]:
+    pairs = [(token_id, value, rank) for rank, (token_id, value) in enumerate(one.top[:num_top], start=1)]
+    own = (one.token_id, one.logprob, one.rank)
+    return {
+        str(token_id): {
+            "logprob": _finite(value),
+            "rank": rank,
+            "decoded_token": vocabulary.bytes_of(token_id).decode("utf-8", errors="replace"),
+        }
+        for token_id, value, rank in (own, *(pair for pair in pairs if pair[0] != one.token_id))
+    }
 
 
 def best_of(choices: Sequence[Piece], *, candidates: int, keep: int) -> list[Piece]:

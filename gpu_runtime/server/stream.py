@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gpu_runtime.core import FinishReason, Request, StepOutput
+from gpu_runtime.core import FinishReason, Request, SamplingParams, StepOutput
 from gpu_runtime.engine.state import EngineState
 from gpu_runtime.server.detokenize import StopScanner
 from gpu_runtime.server.errors import ApiError, invalid, unavailable
@@ -45,10 +45,11 @@ class ClientGone(Exception):
 class ChoiceText:
     """What one choice has said so far. Raises ApiError from `push` where the engine gives up on it."""
 
-    def __init__(self, text: Text, *, index: int, stops: Sequence[str]) -> None:
+    def __init__(self, text: Text, *, index: int, params: SamplingParams) -> None:
         self._index = index
+        self._params = params
         self._detokenizer = text.detokenizer()
-        self._scanner = StopScanner(stops)
+        self._scanner = StopScanner(params.stop, include=params.include_stop)
         self._num_decoded = 0  # characters decoded, and of those shown; between the two lies what a stop string may take back
         self._num_shown = 0
         self._unshown: deque[TokenEntry] = deque()
@@ -58,18 +59,18 @@ class ChoiceText:
 
     def push(self, output: StepOutput) -> Piece:
         self._raise_failure(output)
-        ends_here = output.finish_reason is FinishReason.STOP  # then the token is an end-of-sequence token, which is not text
+        ends_here = output.finish_reason is FinishReason.STOP and not self._params.include_stop  # then the token is not text
         self.num_tokens += output.token_id is not None
         self.num_cached = max(self.num_cached, output.num_cached)
         text = "" if output.token_id is None or ends_here else self._decode(output.token_id, output)
-        shown = self._scanner.push(text)
+        shown = self._scanner.push(text) if self.num_tokens > self._params.min_tokens else text
         if self._scanner.stopped:
             self.finish_reason = "stop"
         elif output.finish_reason is not None:
             shown += self._rest()
             self.finish_reason = "stop" if self._scanner.stopped else SHOWN_REASON[output.finish_reason]
         self._num_shown += len(shown)
-        return Piece(self._index, shown, entries=self._shown_entries(), finish_reason=self.finish_reason)
+        return Piece(self._index, shown, entries=self._shown_entries(), finish_reason=self.finish_reason, prompt=output.prompt_logprobs)
 
     def _raise_failure(self, output: StepOutput) -> None:
         if output.finish_reason in (None, *SHOWN_REASON):
@@ -131,7 +132,7 @@ class Generation:
         for index, request in enumerate(requests):
             self._engine.submit(request, grant=grant, sink=self._sink)
             self._running.add(request.request_id)
-            self._choices[request.request_id] = ChoiceText(self._text, index=index, stops=request.params.stop)
+            self._choices[request.request_id] = ChoiceText(self._text, index=index, params=request.params)
 
     def watch(self, receive: Receive) -> None:
         """End the reading with ClientGone once the connection closes. The request's body must have been read."""

@@ -104,19 +104,22 @@ class LedgerModel:
         self._tables = tables
         self._decoder = decoder
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+    def hidden(self, batch: ForwardBatch) -> torch.Tensor:
         tokens = self._pool.data.view(torch.int64).view(-1, LAYOUT.page_bytes // 8)
         per_page = LAYOUT.tokens_per_page
         for token, slot in zip(batch.token_ids.tolist(), batch.kv_slots.tolist(), strict=True):
             tokens[slot // per_page, slot % per_page] = token
-        logits = torch.zeros(batch.logit_rows.shape[0], VOCAB)
+        logits = torch.zeros(batch.num_tokens, VOCAB)
         ends = (batch.query_starts[1:] - 1).tolist()
-        for row, at in enumerate(batch.logit_rows.tolist()):
+        for at in batch.logit_rows.tolist():
             request = ends.index(at)
             length = int(batch.context_lens[request])
             pages = batch.block_tables[request].tolist()
             context = [int(tokens[pages[position // per_page], position % per_page]) for position in range(length)]
-            logits[row, next_token(context, self._weight(int(batch.slots[at])))] = 1.0
+            logits[at, next_token(context, self._weight(int(batch.slots[at])))] = 1.0
         return logits
 
     def _weight(self, slot: int) -> int:

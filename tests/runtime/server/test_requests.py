@@ -147,8 +147,11 @@ def test_a_key_that_stands_twice_is_named() -> None:
     assert "model" in error.message
 
 
-def test_echo_with_logprobs_is_refused() -> None:
-    assert "logprobs" in refusal(CompletionRequest, COMPLETION | {"echo": True, "logprobs": 1}).message
+def test_echo_with_logprobs_scores_the_prompt() -> None:
+    assert completion(echo=True, logprobs=2).sampling(max_tokens=1).prompt_logprobs == 2
+    assert completion(echo=True, logprobs=2, prompt_logprobs=5).sampling(max_tokens=1).prompt_logprobs == 5
+    assert completion(logprobs=2).sampling(max_tokens=1).prompt_logprobs is None
+    assert chat(prompt_logprobs=0).sampling(max_tokens=1).prompt_logprobs == 0
 
 
 def test_messages_reach_the_template_as_text() -> None:
@@ -210,11 +213,15 @@ def test_every_sampling_parameter_reaches_the_engine() -> None:
         "repetition_penalty": 1.2,
         "logit_bias": {"50256": -100, "7": 2.5},
         "deterministic": True,
+        "stop_token_ids": [3, 4],
+        "include_stop_str_in_output": True,
+        "min_tokens": 1,
     }
     params = chat(**given).sampling(max_tokens=1)
     assert (params.min_p, params.frequency_penalty, params.presence_penalty, params.repetition_penalty) == (0.1, 1.0, -0.5, 1.2)
     assert params.logit_bias == ((50256, -100.0), (7, 2.5))
     assert params.deterministic
+    assert (params.stop_token_ids, params.include_stop, params.min_tokens) == ((3, 4), True, 1)
     assert not chat().sampling(max_tokens=1).deterministic
 
 
@@ -227,6 +234,11 @@ def test_every_sampling_parameter_reaches_the_engine() -> None:
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"n": 100, "prompt": ["a", "b"]}, "n"),
         ({"min_p": 1.5}, "min_p"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": list(range(129))}, "stop_token_ids"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"logit_bias": {"7": 101}}, "logit_bias[7]"),

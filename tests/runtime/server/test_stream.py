@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gpu_runtime.adapters.local import LocalSource
 from gpu_runtime.adapters.source import AdapterUnavailable, Sink
-from gpu_runtime.core import AdapterKey, FinishReason, StepOutput, TokenLogprob
+from gpu_runtime.core import AdapterKey, FinishReason, SamplingParams, StepOutput, TokenLogprob
 from gpu_runtime.kernels.sample import Sampled, SampleRow, sample
 from gpu_runtime.server import stream as stream_module
 from gpu_runtime.server.detokenize import StopScanner
@@ -274,7 +274,7 @@ def test_pieces_and_entries_of_any_tokens_and_stops(model_dir: Path, data: st.Da
     start = data.draw(st.integers(0, max(0, len(full) - 1)))
     stops = data.draw(st.lists(st.sampled_from([full[start : start + 2], full[start : start + 5], "zz"]), max_size=2))
     stops = [stop for stop in stops if stop]
-    choice = ChoiceText(text, index=0, stops=stops)
+    choice = ChoiceText(text, index=0, params=SamplingParams(stop=tuple(stops)))
     shown, entries = "", []
     for at, token_id in enumerate(ids):
         reason = FinishReason.LENGTH if at == len(ids) - 1 else None
@@ -310,7 +310,7 @@ def cached_text(model_dir: Path) -> Text:
 )
 def test_the_engines_last_word_becomes_a_status(model_dir: Path, output: StepOutput, status: int) -> None:
     with pytest.raises(ApiError) as caught:
-        ChoiceText(cached_text(model_dir), index=0, stops=()).push(output)
+        ChoiceText(cached_text(model_dir), index=0, params=SamplingParams()).push(output)
     assert caught.value.status == status
 
 
