@@ -11,12 +11,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.bench import eviction, throughput
+from tests.bench import eviction, many_adapters, throughput, unified
 from tests.bench.rows import Row, show, status, write
 
 
 def parts(cache: Path) -> dict[str, Callable[..., list[Row]]]:
-    return {"throughput": partial(throughput.rows, cache=cache), "eviction": eviction.rows}
+    return {
+        "throughput": partial(throughput.rows, cache=cache),
+        "many_adapters": many_adapters.rows,
+        "eviction": eviction.rows,
+        "unified": unified.rows,
+    }
 
 
 def main() -> None:
