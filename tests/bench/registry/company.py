@@ -45,6 +45,7 @@ class Measured:
 
 def run(folder: Path, *, clients: int, workers: int, rounds: int, seconds: float, adapters: int = 2000) -> list[Measured]:
     """Against an installation of its own on a PostgreSQL of its own."""
+    folder.mkdir(exist_ok=True)
     world = World(adapters=adapters, clients=clients, workers=workers)
     server = PostgreSQL(folder / "pg", durable=True)
     try:
