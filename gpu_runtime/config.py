@@ -28,7 +28,7 @@ class RuntimeConfig:
     host: str = "127.0.0.1"
     port: int = 8100
     device: str = "cpu"
-    dtype: str = "float32"  # of base weights and KV
+    dtype: str = "float32"  # of base weights; on a GPU of activations and KV too, where a CPU has float32
     threads: int = 0  # of the kernels; 0: all cores
     pool_bytes: int = 0  # 0: an eighth of the machine's memory, at least 64 MiB and at most 4 GiB
     poison_freed: bool = False  # fill freed pages with 0xFF: on in tests

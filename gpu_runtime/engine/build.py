@@ -54,7 +54,8 @@ def build_engine(
         torch.set_num_threads(1)  # of this process: the kernels have a team of their own, and two pools that spin fight for the cores
     raw = json.loads((config.model_dir / "config.json").read_bytes())
     spec = ModelSpec.from_config(raw)
-    layout = page_layout(spec, dtype=getattr(torch, config.dtype))
+    _require_dtype(config, spec)
+    layout = page_layout(spec, dtype=_kv_dtype(config))
     pool = _pool(config, layout)
     tables = SlotTables(num_slots=config.num_slots, num_layers=spec.num_layers, max_rank=config.max_rank, device=config.device)
     builder = ImageBuilder(
@@ -94,6 +95,17 @@ def build_engine(
         vocab_size=spec.vocab_size,
         eos_token_ids=eos_token_ids,
     )
+
+
+def _kv_dtype(config: RuntimeConfig) -> torch.dtype:
+    """A CPU computes in float32 whatever the weights were rounded to, and keeps K and V so."""
+    return torch.float32 if config.device == "cpu" else getattr(torch, config.dtype)
+
+
+def _require_dtype(config: RuntimeConfig, spec: ModelSpec) -> None:
+    if config.dtype == "float16" and config.device != "cpu" and spec.architecture.outgrows_float16:
+        model = spec.architecture.model_type
+        raise ValueError(f"dtype is 'float16'; activations of {model} are larger than that holds: choose bfloat16 or float32")
 
 
 def page_layout(spec: ModelSpec, *, dtype: torch.dtype) -> PageLayout:
