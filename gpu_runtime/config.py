@@ -14,6 +14,7 @@ from typing import Any
 
 PREFIX = "LORARY_RUNTIME_"
 DTYPES = ("float32", "bfloat16", "float16")
+POLICIES = ("fcfs-unmerged", "merged", "dynamic")
 MIB = 1024 * 1024
 
 
@@ -43,6 +44,10 @@ class RuntimeConfig:
     max_model_len: int = 0  # 0: what the base model allows
     prefix_caching: bool = True  # requests of one tenant and adapter share the K and V of the tokens that they begin with
     merge_share: float = 0.5  # of the pool, the most that merged weights may take; where they need more, merged mode is off
+    policy: str = "fcfs-unmerged"  # which mode steps run in
+    max_wait_s: int = 10  # the longest that a request is passed over beyond first come, first served
+    max_batch_adapters: int = 0  # distinct adapters in a step; 0: any number
+    deadline_ms: int = 0  # for the first token, of requests that name none; 0: they wait
     max_waiting: int = 1024  # requests queued beyond the running ones before new ones are turned away
     drain_s: int = 20  # what running requests have after SIGTERM
 
@@ -50,9 +55,12 @@ class RuntimeConfig:
         _require(bool(str(self.model_dir)), "model_dir", self.model_dir, "the folder of a base model")
         _require(0 <= self.port <= 65535, "port", self.port, "between 0 and 65535")
         _require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        _require(self.policy in POLICIES, "policy", self.policy, f"one of {', '.join(POLICIES)}")
         for name in ("threads", "pool_bytes", "host_cache_bytes", "disk_cache_bytes", "max_model_len", "drain_s"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("num_slots", "max_rank", "num_pull_threads", "max_batch_requests", "max_step_tokens", "max_waiting"):
+        for name in ("max_batch_adapters", "deadline_ms"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("num_slots", "max_rank", "num_pull_threads", "max_batch_requests", "max_step_tokens", "max_waiting", "max_wait_s"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(0.0 <= self.merge_share < 1.0, "merge_share", self.merge_share, "0 (merged mode is off) or more, and below 1")
         needed = f"at least max_batch_requests, {self.max_batch_requests}: every running request decodes one token a step"

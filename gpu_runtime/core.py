@@ -172,7 +172,7 @@ class StepOutput:
     """What one step emitted for one request; the last one carries `finish_reason`, and `error` if it failed.
 
     The first one carries `prompt_logprobs` where they were asked for: of every token of the prompt but the first.
-    `retryable`: the same request may succeed later (503); otherwise it will not (its adapter is gone or does not fit).
+    `retryable`: the same request may succeed after `retry_after_s` (503); otherwise it will not (its adapter is gone or does not fit).
     """
 
     request_id: str
@@ -183,3 +183,4 @@ class StepOutput:
     retryable: bool = False
     num_cached: int = 0  # tokens of the prompt that did not have to be computed
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    retry_after_s: int = 1

@@ -30,6 +30,7 @@ from gpu_runtime.models.causal_lm import CausalLM
 from gpu_runtime.models.spec import ModelSpec
 from gpu_runtime.models.weights import load_weights
 from gpu_runtime.scheduling.admission import Limits
+from gpu_runtime.scheduling.planner import Planner, Rules
 from gpu_runtime.scheduling.prefixes import Prefixes
 from gpu_runtime.scheduling.scheduler import Scheduler
 from registry.artifact.base import BaseSpec
@@ -78,6 +79,7 @@ def build_engine(
             layout=layout,
             pool=pool,
             residency=residency,
+            planner=_planner(config, merging),
             prefixes=Prefixes(pool, tokens_per_page=layout.tokens_per_page, enabled=config.prefix_caching),
         ),
         runner=Runner(
@@ -106,6 +108,11 @@ def _require_dtype(config: RuntimeConfig, spec: ModelSpec) -> None:
     if config.dtype == "float16" and config.device != "cpu" and spec.architecture.outgrows_float16:
         model = spec.architecture.model_type
         raise ValueError(f"dtype is 'float16'; activations of {model} are larger than that holds: choose bfloat16 or float32")
+
+
+def _planner(config: RuntimeConfig, merging: Merging) -> Planner:
+    rules = Rules(config.policy, float(config.max_wait_s), config.max_batch_adapters)
+    return Planner(rules, num_places=config.max_batch_requests, max_step_tokens=config.max_step_tokens, merger=merging)
 
 
 def page_layout(spec: ModelSpec, *, dtype: torch.dtype) -> PageLayout:

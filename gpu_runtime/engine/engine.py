@@ -99,7 +99,9 @@ class Engine:
         schedule = self.scheduler.schedule(self._clock())
         self._ended += schedule.failed  # kept until they are told, even if the run fails
         self._enter(schedule)
+        started_s = self._clock()
         sampled = self._runner.run(schedule.items, merged=schedule.merged)
+        self.scheduler.ran(schedule, took_s=self._clock() - started_s)
         return self._emit(schedule, sampled)
 
     @property
@@ -245,4 +247,11 @@ def _adapters(queue: Queue) -> frozenset[AdapterKey]:
 def _failure(failed: Failed) -> StepOutput:
     assert failed.request.state is RequestState.FINISHED, f"{failed.request.request_id} failed but holds its place"
     failed.request.finish_reason = FinishReason.ERROR
-    return StepOutput(failed.request.request_id, None, finish_reason=FinishReason.ERROR, error=failed.reason, retryable=failed.retryable)
+    return StepOutput(
+        failed.request.request_id,
+        None,
+        finish_reason=FinishReason.ERROR,
+        error=failed.reason,
+        retryable=failed.retryable,
+        retry_after_s=failed.retry_after_s,
+    )

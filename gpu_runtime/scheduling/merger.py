@@ -14,10 +14,8 @@ class Merger(Protocol):
     whoever runs the step may ask again for the mode that is on already.
     """
 
-    @property
-    def merged(self) -> AdapterKey | None:
-        """Whose weights the model reads now; None: the base model's."""
-        ...
+    merged: AdapterKey | None  # whose weights the model reads now; None: the base model's
+    merge_s: float  # spent on writing merged weights since the start
 
     def can_merge(self, key: AdapterKey) -> bool:
         """Whether `merge(key)` would find the adapter here and room for its copy."""

@@ -1,9 +1,10 @@
-"""Continuous batching, first come first served, with chunked prefill under a token budget. Pure: no clock, no model, no threads.
+"""Continuous batching with chunked prefill under a token budget. Pure: no clock, no model, no threads.
 
-A step takes, in order: one token of every decoding request, prompt chunks of running requests, then new requests while
-batch places, tokens and pages last. A waiting request whose adapter is still on its way is passed by; one that merely
-does not fit yet is not, so nobody starves. When a decode finds no page, idle adapters leave first, then the youngest
-request is preempted: it keeps its place in the queue and is computed again, with the same result.
+`planner.py` says who may run together, in which order and mode. Of those a step takes, in order: one token of every decoding
+request, prompt chunks of running requests, then new requests while tokens and pages last. Who runs but is not in the plan
+keeps its pages and pauses. A waiting request whose adapter is still on its way is passed by; one that merely does not fit
+yet is not, so nobody starves. When a decode finds no page, idle adapters leave first, then the youngest request is
+preempted: it keeps its place in the queue and is computed again, with the same result.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from gpu_runtime.core import NO_SLOT, AdapterKey, Request, RequestState
 from gpu_runtime.memory.layout import PageLayout
 from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.scheduling.admission import Limits, admission_pages, headroom_pages
+from gpu_runtime.scheduling.deadlines import ArrivalRate, Forecast
+from gpu_runtime.scheduling.planner import Plan, Planner
 from gpu_runtime.scheduling.prefixes import Prefixes
 from gpu_runtime.scheduling.queues import Queue, Ticket
 
@@ -45,6 +48,7 @@ class Failed:
     request: Request
     reason: str
     retryable: bool
+    retry_after_s: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,14 @@ class Scheduler:
     """Owns the queues and every KV page of the pool. All methods belong to the step thread."""
 
     def __init__(
-        self, *, limits: Limits, layout: PageLayout, pool: PagePool, residency: Residency, prefixes: Prefixes | None = None
+        self,
+        *,
+        limits: Limits,
+        layout: PageLayout,
+        pool: PagePool,
+        residency: Residency,
+        planner: Planner,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self.limits = limits
         self.prefixes = prefixes or Prefixes(pool, tokens_per_page=layout.tokens_per_page, enabled=False)
@@ -74,6 +85,8 @@ class Scheduler:
         self._layout = layout
         self._pool = pool
         self._residency = residency
+        self._planner = planner
+        self._arrivals = ArrivalRate()
         self._num_arrived = 0
 
     def require_possible(self, request: Request) -> None:
@@ -88,6 +101,8 @@ class Scheduler:
             raise ValueError(f"request_id is {request.request_id!r}; a request of that id is in the queue")
         self.waiting.add(Ticket(request, self._num_arrived, grant, seed))
         self._num_arrived += 1
+        self._arrivals.arrived(request.arrived_s)
+        self._planner.fair.arrive(request)
         if request.adapter is not None:
             self._residency.want(request.adapter, grant=grant)
 
@@ -95,11 +110,19 @@ class Scheduler:
         return self.waiting.find(request_id) or self.running.find(request_id)
 
     def schedule(self, now_s: float) -> Schedule:
-        """The next step, with pages and handles of everything in it already taken."""
+        """The next step, with pages and handles of everything in it already taken, and the weights switched to its mode."""
         failed = [*self._fail_pulls(), *self._expire(now_s)]
-        items = self._continue_running()
-        items += self._admit(self.limits.max_step_tokens - sum(item.end - item.start for item in items), failed)
-        return Schedule(tuple(items), tuple(failed))
+        plan = self._planner.plan(self._line_up(failed), ranks=self._residency.ranks())
+        items = self._fill(plan, failed)
+        if not items and self.running:  # who was planned does not fit beside those who pause
+            plan = self._planner.plan(list(self.running), ranks=self._residency.ranks())
+            items = self._fill(plan, failed)
+        return Schedule(tuple(items), tuple(failed), self._planner.merged)
+
+    def ran(self, schedule: Schedule, *, took_s: float) -> None:
+        """The schedule was run, and took so long. Before its outputs are appended."""
+        rows = [(item.ticket, item.start, item.end) for item in schedule.items]
+        self._planner.ran(rows, ranks=self._residency.ranks(), took_s=took_s)
 
     def finish(self, ticket: Ticket) -> None:
         """The request ends, wherever it is: everything that it holds is free afterwards."""
@@ -107,6 +130,7 @@ class Scheduler:
             self._leave_waiting(ticket)
         else:
             self._leave_running(ticket)
+        self._planner.ended(ticket)
         ticket.request.state = RequestState.FINISHED
 
     def drop(self, key: AdapterKey) -> tuple[list[Failed], Future[None]]:
@@ -123,27 +147,30 @@ class Scheduler:
 
     # ---- running ----
 
-    def _continue_running(self) -> list[Scheduled]:
-        items = [Scheduled(ticket, ticket.request.num_computed, ticket.request.num_tokens) for ticket in self._decodable()]
+    def _fill(self, plan: Plan, failed: list[Failed]) -> list[Scheduled]:
+        items = self._continue_running(plan)
+        return items + self._admit(plan, self.limits.max_step_tokens - sum(item.end - item.start for item in items), failed)
+
+    def _continue_running(self, plan: Plan) -> list[Scheduled]:
+        items = [Scheduled(ticket, ticket.request.num_computed, ticket.request.num_tokens) for ticket in self._decodable(plan)]
         budget = self.limits.max_step_tokens - len(items)
-        for ticket in self.running:
-            if not ticket.request.is_decoding and budget > 0:
+        for ticket in plan.batch:
+            if ticket in self.running and not ticket.request.is_decoding and budget > 0:
                 items.append(_chunk(ticket, budget))
                 budget -= items[-1].end - items[-1].start
         return items
 
-    def _decodable(self) -> list[Ticket]:
-        """Decoding requests that have a page for their next token, oldest first; taking it may preempt younger ones."""
-        tickets = []
-        for ticket in self.running:
-            if ticket in self.running and ticket.request.is_decoding and self._grow(ticket):
-                tickets.append(ticket)
-        return tickets
+    def _decodable(self, plan: Plan) -> list[Ticket]:
+        """Decoding requests that have a page for their next token, in order; taking it may preempt younger ones."""
+        tickets = [ticket for ticket in plan.batch if ticket in self.running and ticket.request.is_decoding and self._grow(ticket)]
+        return [ticket for ticket in tickets if ticket in self.running]
 
     def _grow(self, ticket: Ticket) -> bool:
         """Pages for all tokens of a running request. False if it had to be preempted itself."""
         missing = self._layout.pages_for(ticket.request.num_tokens) - len(ticket.request.pages)
         while missing > 0 and not self._residency.reclaimer.reclaim(missing):
+            if self._planner.lend_merged():
+                continue
             victim = self.running.youngest
             self._preempt(victim)
             if victim is ticket:
@@ -175,13 +202,39 @@ class Scheduler:
 
     # ---- waiting ----
 
-    def _admit(self, budget: int, failed: list[Failed]) -> list[Scheduled]:
-        items: list[Scheduled] = []
+    def _line_up(self, failed: list[Failed]) -> list[Ticket]:
+        """Who could run. While the next in line does not fit, nobody is let in, so that all who are in move on."""
+        line = self._planner.line_up(self.running, self._ready())
+        while (first := next((ticket for ticket in line if ticket in self.waiting), None)) is not None:
+            reason = self._impossible(first.request)
+            if reason is None:
+                fits = self._has_room(first.request, self._pages_to_admit(first.request))
+                return line if fits or not self.running else [ticket for ticket in line if ticket in self.running]
+            line.remove(first)
+            failed.append(self._fail(first, reason, False))
+        return line
+
+    def _pages_to_admit(self, request: Request) -> int:
+        return admission_pages(request, layout=self._layout) + headroom_pages(len(self.running))
+
+    def _ready(self) -> list[Ticket]:
+        """Waiting requests whose adapter is here; for the others it is seen to."""
+        ready = []
         for position, ticket in enumerate(self.waiting):
-            if budget <= 0 or len(self.running) >= self.limits.max_batch_requests:
-                break
-            if not self._is_ready(ticket, urgent=position == 0):
+            key = ticket.request.adapter
+            if key is None or self._residency.is_ready(key):
+                ready.append(ticket)
+            elif position < self.limits.max_batch_requests:
+                self._residency.ensure(key, grant=ticket.grant, urgent=position == 0)
+        return ready
+
+    def _admit(self, plan: Plan, budget: int, failed: list[Failed]) -> list[Scheduled]:
+        items: list[Scheduled] = []
+        for ticket in plan.batch:
+            if ticket not in self.waiting:
                 continue
+            if budget <= 0:
+                break
             if (reason := self._impossible(ticket.request)) is not None:
                 failed.append(self._fail(ticket, reason, False))
                 continue
@@ -190,13 +243,6 @@ class Scheduler:
             items.append(_chunk(ticket, budget))
             budget -= items[-1].end - items[-1].start
         return items
-
-    def _is_ready(self, ticket: Ticket, *, urgent: bool) -> bool:
-        key = ticket.request.adapter
-        if key is None or self._residency.is_ready(key):
-            return True
-        self._residency.ensure(key, grant=ticket.grant, urgent=urgent)
-        return False
 
     def _impossible(self, request: Request) -> str | None:
         """An adapter's size is known only when it is here."""
@@ -243,14 +289,20 @@ class Scheduler:
                     yield self._fail(ticket, failure.reason, failure.retryable)
 
     def _expire(self, now_s: float) -> Iterable[Failed]:
-        for ticket in self.waiting:
-            deadline_s = ticket.request.deadline_s
-            if deadline_s is not None and now_s > deadline_s:
-                yield self._fail(ticket, "the deadline passed while the request was queued", True)
+        """Who waits for a first token that cannot come in time any more, and who has waited for longer than it may."""
+        waiting = list(self.waiting)
+        if all(ticket.request.deadline_s is None for ticket in waiting):
+            return
+        forecast = Forecast(self._planner.cost, self.limits.max_batch_requests, self.limits.max_step_tokens)
+        num_free = max(0, self.limits.max_batch_requests - len(self.running))
+        late = forecast.hopeless(self._planner.line_up((), waiting), num_free=num_free, now_s=now_s)
+        retry_after_s = forecast.retry_after_s(waiting, arrivals_per_s=self._arrivals.per_s(now_s)) if late else 1
+        for ticket in late:
+            yield self._fail(ticket, _late(ticket.request, now_s), True, retry_after_s=retry_after_s)
 
-    def _fail(self, ticket: Ticket, reason: str, retryable: bool) -> Failed:
+    def _fail(self, ticket: Ticket, reason: str, retryable: bool, *, retry_after_s: int = 1) -> Failed:
         self.finish(ticket)
-        return Failed(ticket.request, reason, retryable)
+        return Failed(ticket.request, reason, retryable, retry_after_s)
 
     def moved(self, pages: Mapping[int, int]) -> None:
         """Pages were copied, old -> new: block tables follow."""
@@ -269,7 +321,7 @@ class Scheduler:
         """Queues, KV pages and handles agree with pool and residency."""
         self.waiting.check_integrity()
         self.running.check_integrity()
-        assert len(self.running) <= self.limits.max_batch_requests, f"{len(self.running)} requests run"
+        self._planner.fair.check_integrity()
         for ticket in self.waiting:
             assert not ticket.request.pages, f"{ticket.request.request_id} waits with pages"
             assert ticket.handle is None, f"{ticket.request.request_id} waits with a handle"
@@ -301,3 +353,9 @@ def _chunk(ticket: Ticket, budget: int) -> Scheduled:
 
 def _dropped(key: AdapterKey) -> str:
     return f"the adapter of form {key.form_digest} was withdrawn while the request was queued"
+
+
+def _late(request: Request, now_s: float) -> str:
+    if request.deadline_s is not None and now_s > request.deadline_s:
+        return "the deadline passed while the request was queued"
+    return "the first token cannot come before the deadline: too much is queued ahead; try again later, or allow more time"

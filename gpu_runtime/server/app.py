@@ -50,7 +50,8 @@ ENDPOINTS: dict[type[GenerationRequest], str] = {CompletionRequest: "completions
 
 @dataclass(frozen=True)
 class Serving:
-    """What every request needs. `context_tokens`: prompt and completion together; `max_waiting`: queue length that turns requests away."""
+    """What every request needs. `context_tokens`: prompt and completion together; `max_waiting`: queue length that turns requests away;
+    `deadline_ms`: for the first token, where the client names none, 0 for ever."""
 
     engine: StepLoop
     text: Text
@@ -59,6 +60,7 @@ class Serving:
     usage: UsageBuffer
     context_tokens: int
     max_waiting: int
+    deadline_ms: int = 0
 
 
 @dataclass
@@ -233,7 +235,7 @@ def _admit(http: HttpRequest, serving: Serving) -> Permission:
 async def _answer(
     http: HttpRequest, serving: Serving, permission: Permission, exchange: Exchange, *, kind: type[GenerationRequest]
 ) -> Response:
-    deadline_s = deadline_of(http, now_s=exchange.started_s)
+    deadline_s = deadline_of(http, now_s=exchange.started_s, default_ms=serving.deadline_ms)
     asked = read_request(await read_body(http), kind=kind)
     check_token_ids(asked, num_tokens=serving.text.num_tokens)
     prompts = await encode_prompts(asked, text=serving.text, context_tokens=serving.context_tokens)

@@ -156,11 +156,11 @@ def _too_long(num_prompt: int, num_completion: int, context_tokens: int, *, para
     return invalid(message, param=param, code="context_length_exceeded")
 
 
-def deadline_of(http: HttpRequest, *, now_s: float) -> float | None:
-    """On the engine's clock, from the milliseconds that the client is willing to wait. Raises ApiError."""
+def deadline_of(http: HttpRequest, *, now_s: float, default_ms: int = 0) -> float | None:
+    """For the first token, on the engine's clock: as long as the client will wait, or `default_ms` (0: for ever). Raises ApiError."""
     value = http.headers.get(DEADLINE_HEADER)
     if value is None:
-        return None
+        return now_s + default_ms / 1000 if default_ms else None
     if not (value.isascii() and value.isdigit()) or int(value[:12]) == 0:
         raise invalid(f"{DEADLINE_HEADER} is {value[:40]!r}; it must be a whole number of milliseconds above 0", param=DEADLINE_HEADER)
     return now_s + int(value[:12]) / 1000

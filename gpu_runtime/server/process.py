@@ -76,7 +76,14 @@ def _build(config: RuntimeConfig) -> Replica:
     agent = ReplicaAgent(loop, registry_url=registry_url, key=key, url=config.url, base_digest=base_digest, verifier=verifier, usage=usage)
     health = Health(loop.state, lambda: agent.replica_id is not None, registry_error=lambda: agent.last_error)
     serving = Serving(
-        loop, text, verifier, health, usage, context_tokens=engine.scheduler.limits.max_model_len, max_waiting=config.max_waiting
+        loop,
+        text,
+        verifier,
+        health,
+        usage,
+        context_tokens=engine.scheduler.limits.max_model_len,
+        max_waiting=config.max_waiting,
+        deadline_ms=config.deadline_ms,
     )
     options = uvicorn.Config(
         create_app(serving),

@@ -77,7 +77,7 @@ class ChoiceText:
             return
         message = output.error or "the request was cancelled"
         if output.retryable or output.finish_reason is FinishReason.CANCELLED:
-            raise unavailable(message)
+            raise unavailable(message, retry_after_s=output.retry_after_s)
         raise invalid(message, code="request_refused")
 
     def _decode(self, token_id: int, output: StepOutput) -> str:

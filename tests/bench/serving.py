@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.bench import eviction, many_adapters, throughput, unified
+from tests.bench import eviction, many_adapters, policy_replay, throughput, unified
 from tests.bench.rows import Row, show, status, write
 
 
@@ -21,6 +21,7 @@ def parts(cache: Path) -> dict[str, Callable[..., list[Row]]]:
         "many_adapters": many_adapters.rows,
         "eviction": eviction.rows,
         "unified": unified.rows,
+        "scheduling": policy_replay.rows,
     }
 
 

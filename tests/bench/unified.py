@@ -30,6 +30,7 @@ from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.memory.plan import Site, plan_adapter
 from gpu_runtime.memory.tables import SlotTables
 from gpu_runtime.scheduling.admission import Limits
+from gpu_runtime.scheduling.planner import Planner, Rules
 from gpu_runtime.scheduling.scheduler import Scheduler
 from tests.bench.rows import Row, finish
 from tests.bench.split_memory import SplitResidency
@@ -125,8 +126,9 @@ def serve(*, adapter_share: float | None, swings: int) -> Served:
     )
     merging = Merging(pool=pool, tables=tables, residency=residency, decoder=NoDecoder(), kernels=ReferenceKernels(), max_share=0.0)
     limits = Limits(NUM_PAGES, BATCH, max_step_tokens=512, max_model_len=1024, max_waiting=10**6)
+    planner = Planner(Rules(), num_places=BATCH, max_step_tokens=limits.max_step_tokens, merger=merging)
     engine = Engine(
-        scheduler=Scheduler(limits=limits, layout=LAYOUT, pool=pool, residency=residency),
+        scheduler=Scheduler(limits=limits, layout=LAYOUT, pool=pool, residency=residency, planner=planner),
         runner=Runner(model, tokens_per_page=LAYOUT.tokens_per_page),
         residency=residency,
         pool=pool,

@@ -18,6 +18,7 @@ from gpu_runtime.kernels.reference import ReferenceKernels
 from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.memory.tables import SlotTables
 from gpu_runtime.scheduling.admission import Limits
+from gpu_runtime.scheduling.planner import Planner, Rules
 from gpu_runtime.scheduling.prefixes import Prefixes
 from gpu_runtime.scheduling.scheduler import Schedule, Scheduler
 from tests.runtime.engine.ledger import LAYOUT, VOCAB, LedgerDecoder, LedgerModel, LedgerPuller, expected_tokens, weight_and_rank
@@ -71,8 +72,9 @@ class ServingMachine(RuleBasedStateMachine):
         )
         limits = Limits(num_pages, num_batch, step_tokens, max_model_len=60, max_waiting=100)
         prefixes = Prefixes(self.pool, tokens_per_page=LAYOUT.tokens_per_page, enabled=shares_prefixes)
+        planner = Planner(Rules(), num_places=num_batch, max_step_tokens=step_tokens, merger=self.merging)
         self.engine = Engine(
-            scheduler=Scheduler(limits=limits, layout=LAYOUT, pool=self.pool, residency=self.residency, prefixes=prefixes),
+            scheduler=Scheduler(limits=limits, layout=LAYOUT, pool=self.pool, residency=self.residency, planner=planner, prefixes=prefixes),
             runner=Runner(LedgerModel(self.pool, tables, decoder), tokens_per_page=LAYOUT.tokens_per_page),
             residency=self.residency,
             pool=self.pool,

@@ -10,6 +10,7 @@ from gpu_runtime.core import AdapterKey, Request, RequestState, SamplingParams
 from gpu_runtime.memory.pages import PagePool
 from gpu_runtime.memory.tables import SlotTables
 from gpu_runtime.scheduling.admission import Limits
+from gpu_runtime.scheduling.planner import Planner, Rules
 from gpu_runtime.scheduling.queues import Queue, Ticket
 from gpu_runtime.scheduling.scheduler import Schedule, Scheduler
 from tests.runtime.engine.ledger import LAYOUT, LedgerPuller
@@ -33,7 +34,8 @@ class Bench:
             num_pull_threads=4,
         )
         limits = Limits(num_pages, batch, step_tokens, max_model_len=200, max_waiting=100)
-        self.scheduler = Scheduler(limits=limits, layout=LAYOUT, pool=self.pool, residency=self.residency)
+        planner = Planner(Rules(), num_places=batch, max_step_tokens=step_tokens)
+        self.scheduler = Scheduler(limits=limits, layout=LAYOUT, pool=self.pool, residency=self.residency, planner=planner)
 
     def add(
         self, name: str, num_prompt: int, *, max_tokens: int = 8, adapter: AdapterKey | None = None, deadline_s: float | None = None
