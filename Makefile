@@ -15,7 +15,7 @@ export NUMBA_CACHE_DIR := $(abspath $(CACHE))/numba
 export LORARY_TEST_REQUIRE_MODEL := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-full test-slice check chart-check bench clean bench-serving bench-registry conformance
+.PHONY: help setup demo test test-full test-slice check chart-check bench clean bench-serving gpu-check bench-registry conformance
 
 help: ## list the targets
 	@grep -E "^[a-z-]+:.*##" $(MAKEFILE_LIST) | sed "s/:.*## /\t/"
@@ -65,6 +65,9 @@ bench: setup ## the engine beside its peers; prints ratios
 
 bench-serving: setup ## every bar of the runtime in one run; 1 where a row falls short; BENCH_ARGS="--short" or "--only throughput,eviction"
 	$(BIN)/python -m tests.bench.serving --cache $(CACHE) $(BENCH_ARGS)
+
+gpu-check: $(STAMP) ## what needs a GPU: kernels against fp64, timed beside padded bmm and dLoRA's einsum; says so where there is none
+	$(BIN)/python -m tests.bench.gpu.check --output $(CACHE)/gpu-check.json
 
 bench-registry: $(STAMP) ## the registry beside MLflow on one PostgreSQL, and pushes beside raw S3; 1 where a row falls short
 	PYTHON=$(PYTHON) $(BIN)/python -m tests.bench.registry.run --cache $(CACHE) $(BENCH_ARGS)

@@ -27,6 +27,7 @@ TENANT_HEADER = "X-Lorary-Tenant"  # an admin key acts inside this tenant
 REPLICAS_PATH = "/api/v1/replicas"
 RESOLVE_PATH = "/api/v1/resolve"
 PULL_PATH = "/api/v1/pull"
+STATE_PATH = "/debug/state"  # of a replica
 USAGE_PATH = "/api/v1/replicas/{replica_id}/usage"
 
 GRANT_ALGORITHM = "EdDSA"
@@ -169,6 +170,22 @@ class FormDescription(WireModel):
     form_digest: Sha256
     base_digest: Sha256
     manifest: dict[str, Any]
+
+
+class InspectionClaims(BaseModel):
+    """The JWT with which the registry asks one replica for its `/debug/state`, once, for an admin key.
+
+    Closed like GrantClaims and unlike it in its fields, so that neither can be taken for the other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iss: Literal["lorary"] = "lorary"
+    aud: str
+    jti: str
+    iat: int
+    exp: int
+    act: Literal["inspect"] = "inspect"
 
 
 class GrantClaims(BaseModel):

@@ -12,6 +12,7 @@ from typing import Any
 from gpu_runtime.adapters.merging import Merging
 from gpu_runtime.adapters.residency import Residency
 from gpu_runtime.core import AdapterKey, FinishReason, Request, RequestState, StepOutput, TokenLogprob
+from gpu_runtime.engine.inspection import activity
 from gpu_runtime.engine.pool_map import pages_by_use, snapshot
 from gpu_runtime.engine.runner import Runner
 from gpu_runtime.engine.state import EngineCounts, EngineState, ResidentAdapter
@@ -151,6 +152,10 @@ class Engine:
     def pool_map(self) -> dict[str, Any]:
         """What lies where in the pool, as plain values for people who look."""
         return snapshot(self.pool, self.residency, self.scheduler.prefixes, self.merging)
+
+    def inspect(self) -> dict[str, Any]:
+        """Everything an operator may look at, as JSON. On the step thread, between two steps."""
+        return self.pool_map() | activity(self.scheduler, self.residency, num_slots=self._num_slots, now_s=self._clock())
 
     def check_integrity(self) -> None:
         """Every page, slot and handle has exactly one owner who knows of it."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 from gpu_runtime.core import AdapterKey, FinishReason, Request, StepOutput
 from gpu_runtime.engine.engine import Engine
@@ -89,6 +90,28 @@ class EngineLoop:
     def state(self) -> EngineState:
         """The state after a step at most STATE_AGE_S ago, exact when idle, with this loop's own condition."""
         return replace(self._state, condition=self._condition)
+
+    def inspect(self) -> Future[dict[str, Any]]:
+        """What `Engine.inspect` says after the step under way. Ends with EngineStopped where no step will come."""
+        done: Future[dict[str, Any]] = Future()
+
+        def look() -> None:
+            if not done.set_running_or_notify_cancel():
+                return  # whoever asked has stopped waiting
+            try:
+                found = self._engine.inspect()
+            except Exception as error:  # an edge: a look must not end what it looks at
+                log.exception("engine.not_inspected")
+                done.set_exception(error)
+            else:
+                done.set_result(found)
+
+        with self._wakeup:
+            if self._condition in ("stopped", "failed"):
+                done.set_exception(EngineStopped(f"the engine is {self._condition}"))
+            else:
+                self._command(look)
+        return done
 
     def stop(self, *, drain_s: float = 0.0) -> None:
         """Accept nothing more, let running requests finish for `drain_s`, cancel the rest, end the thread. Idempotent."""

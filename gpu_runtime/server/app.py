@@ -24,6 +24,7 @@ from gpu_runtime.server import tracing
 from gpu_runtime.server.errors import ApiError, invalid, unavailable
 from gpu_runtime.server.grants import GrantVerifier
 from gpu_runtime.server.health import Health
+from gpu_runtime.server.inspection import report, require_inspection
 from gpu_runtime.server.intake import (
     Permission,
     admit,
@@ -40,7 +41,7 @@ from gpu_runtime.server.replies import ChatShape, CompletionShape, Piece, Shape,
 from gpu_runtime.server.stream import ClientGone, EventStream, Generation, StepLoop, as_json, client_closed
 from gpu_runtime.server.text import Text
 from gpu_runtime.server.usage import UsageBuffer
-from registry.wire import FORM_DIGEST_HEADER, REQUEST_ID_HEADER, VERSION_DIGEST_HEADER, GrantClaims
+from registry.wire import FORM_DIGEST_HEADER, GRANT_HEADER, REQUEST_ID_HEADER, STATE_PATH, VERSION_DIGEST_HEADER, GrantClaims
 
 log = structlog.get_logger(__name__)
 
@@ -168,6 +169,7 @@ def create_app(serving: Serving) -> FastAPI:
     app.add_api_route("/livez", _livez, methods=["GET"])
     app.add_api_route("/readyz", _readyz, methods=["GET"])
     app.add_api_route("/metrics", _metrics, methods=["GET"])
+    app.add_api_route(STATE_PATH, _state, methods=["GET"])
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_crash)
@@ -194,6 +196,12 @@ async def _metrics(http: HttpRequest) -> Response:
     """Open to whoever reaches this port, which is the registry's side of the network: the front door relays two paths, not this."""
     content, media_type = await asyncio.to_thread(_metrics_of(http).exposition, http.headers.get("accept", ""))
     return Response(content, media_type=media_type)
+
+
+async def _state(http: HttpRequest) -> Response:
+    serving = _serving(http)
+    require_inspection(http.headers.get(GRANT_HEADER, ""), verifier=serving.verifier)
+    return JSONResponse(await report(serving.engine, health=serving.health, metrics=_metrics_of(http)))
 
 
 def _metrics_of(http: HttpRequest) -> RuntimeMetrics:

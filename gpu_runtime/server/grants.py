@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -16,7 +17,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.types import Options
 from pydantic import ValidationError
 
-from registry.wire import GRANT_ALGORITHM, GRANT_ISSUER, GrantClaims
+from registry.wire import GRANT_ALGORITHM, GRANT_ISSUER, GrantClaims, InspectionClaims
+
+Claims = TypeVar("Claims", GrantClaims, InspectionClaims)
 
 _UNCHECKED: Options = {"verify_exp": False, "verify_iat": False, "verify_aud": False}  # checked below, with our leeway and clock
 
@@ -58,34 +61,39 @@ class GrantVerifier:
 
     def verify(self, token: str | None, *, now: float | None = None) -> GrantClaims:
         """The claims, once. `now` is Unix seconds. Raises GrantRefused."""
+        return self._verify(token, GrantClaims, now=now)
+
+    def verify_inspection(self, token: str | None, *, now: float | None = None) -> InspectionClaims:
+        """The same for an inspection: neither is good for the other. Raises GrantRefused."""
+        return self._verify(token, InspectionClaims, now=now)
+
+    def _verify(self, token: str | None, kind: type[Claims], *, now: float | None) -> Claims:
         moment = time.time() if now is None else now
         if not token:
             raise GrantRefused("there is no grant; ask the registry's /v1, not a replica", reason="missing")
         with self._lock:
             keys, replica_id, leeway_s = self._keys, self._replica_id, self._leeway_s
-        claims = self._read(token, keys=keys)
+        claims = self._read(token, kind, keys=keys)
         self._check_addressed(claims, replica_id=replica_id)
         self._check_alive(claims, now=moment, leeway_s=leeway_s)
         self._check_first_use(claims, now=moment, leeway_s=leeway_s)
         return claims
 
-    def _read(self, token: str, *, keys: Sequence[Ed25519PublicKey]) -> GrantClaims:
+    def _read(self, token: str, kind: type[Claims], *, keys: Sequence[Ed25519PublicKey]) -> Claims:
         for key in keys:
             try:
-                return GrantClaims.model_validate(
-                    jwt.decode(token, key, algorithms=[GRANT_ALGORITHM], issuer=GRANT_ISSUER, options=_UNCHECKED)
-                )
+                return kind.model_validate(jwt.decode(token, key, algorithms=[GRANT_ALGORITHM], issuer=GRANT_ISSUER, options=_UNCHECKED))
             except jwt.InvalidSignatureError:
                 continue
             except (jwt.InvalidTokenError, ValidationError) as error:
                 raise GrantRefused("the grant cannot be read", reason="malformed") from error
         raise GrantRefused("the grant is not signed by this replica's registry", reason="signature")
 
-    def _check_addressed(self, claims: GrantClaims, *, replica_id: str) -> None:
+    def _check_addressed(self, claims: GrantClaims | InspectionClaims, *, replica_id: str) -> None:
         if not replica_id or claims.aud != replica_id:
             raise GrantRefused(f"the grant is addressed to replica {claims.aud}, not to {replica_id or 'this one'}", reason="audience")
 
-    def _check_alive(self, claims: GrantClaims, *, now: float, leeway_s: float) -> None:
+    def _check_alive(self, claims: GrantClaims | InspectionClaims, *, now: float, leeway_s: float) -> None:
         if claims.exp + leeway_s < now:
             raise GrantRefused(f"the grant expired {now - claims.exp:.0f} s ago", reason="expired")
         if claims.iat - leeway_s > now:
@@ -93,7 +101,7 @@ class GrantVerifier:
                 f"the grant was issued {claims.iat - now:.0f} s in this replica's future; set its clock right", reason="future"
             )
 
-    def _check_first_use(self, claims: GrantClaims, *, now: float, leeway_s: float) -> None:
+    def _check_first_use(self, claims: GrantClaims | InspectionClaims, *, now: float, leeway_s: float) -> None:
         with self._lock:
             if claims.jti in self._used:
                 raise GrantRefused("the grant has been used already", reason="replayed")

@@ -64,6 +64,15 @@ class RuntimeMetrics:
     def paused(self, seconds: float) -> None:
         self._between.observe(seconds)
 
+    def first_tokens(self) -> dict[str, float]:
+        """How many requests had a first token, and the seconds that they waited for it together."""
+
+        def total(what: str) -> float:
+            name = f"lorary_runtime_time_to_first_token_seconds_{what}"
+            return sum(self._registry.get_sample_value(name, {"of": of}) or 0.0 for of in ("base", "adapter"))
+
+        return {"requests": total("count"), "seconds": round(total("sum"), 4)}
+
     def finished(self, *, endpoint: str, status: int, num_prompt_tokens: int, duration_s: float) -> None:
         outcome = OUTCOMES.get(status, "refused" if status < 500 else "failed")
         self._requests.labels(endpoint, outcome).inc()

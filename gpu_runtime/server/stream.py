@@ -12,6 +12,7 @@ import json
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -36,6 +37,8 @@ class StepLoop(Protocol):
     def cancel(self, request_id: str) -> None: ...
 
     def state(self) -> EngineState: ...
+
+    def inspect(self) -> Future[dict[str, Any]]: ...
 
 
 class ClientGone(Exception):

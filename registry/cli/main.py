@@ -21,9 +21,11 @@ from registry.cli import (
     keys,
     processes,
     quotas,
+    replicas,
     secrets,
     signing,
     tenants,
+    top,
     up,
     usage,
     waiting,
@@ -48,6 +50,7 @@ app.command("runtime")(processes.runtime)
 app.command("doctor")(doctor.doctor)
 app.command("wait")(waiting.wait)
 remote(app, "usage")(usage.usage)
+remote(app, "top")(top.top)
 app.add_typer(db.noun, name="db")
 app.add_typer(tenants.noun, name="tenants")
 app.add_typer(keys.noun, name="keys")
@@ -58,6 +61,7 @@ app.add_typer(hub.noun, name="hub")
 app.add_typer(gc.noun, name="gc")
 app.add_typer(jobs.noun, name="jobs")
 app.add_typer(quotas.noun, name="quotas")
+app.add_typer(replicas.noun, name="replicas")
 app.add_typer(secrets.noun, name="secrets")
 app.add_typer(signing.keys_noun, name="signing-keys")
 app.add_typer(signing.policy_noun, name="signing-policy")

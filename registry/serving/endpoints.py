@@ -14,7 +14,7 @@ from registry.db import DatabaseDep, ReadSessionDep, WriteSessionDep
 from registry.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound, RateLimited, Unavailable, problem_responses
 from registry.pagination import Cursor, Limit, Page, make_page
 from registry.routing import Route
-from registry.serving import repository, service
+from registry.serving import inspection, repository, service
 from registry.serving.front_door import FrontDoor
 from registry.serving.grants import GrantSigner, signer_for
 from registry.serving.names import Served
@@ -85,6 +85,14 @@ def heartbeat(
 def list_replicas(*, session: ReadSessionDep, settings: SettingsDep, limit: Limit = 50, cursor: Cursor = None) -> Page[ReplicaOut]:
     rows = repository.list_replicas(session, cursor=cursor, limit=limit, ttl_s=settings.replica_ttl_s)
     return make_page(rows, limit=limit, key=lambda row: (row[0].registered_at, row[0].id), show=_replica_out)
+
+
+@router.get(
+    "/replicas/{replica_id}/state", dependencies=[Depends(allow("admin"))], responses=problem_responses(Forbidden, NotFound, Unavailable)
+)
+async def replica_state(replica_id: str, request: Request) -> dict[str, Any]:
+    """What the replica is doing now, as it says itself: pool map, slots, adapters by tier, queues, mode."""
+    return await inspection.state_of(FrontDoor.of(request), replica_id)
 
 
 @router.post("/resolve", dependencies=SAME_WIRE_VERSION, responses=problem_responses(Conflict, Forbidden, NotFound))

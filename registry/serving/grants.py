@@ -17,7 +17,7 @@ from jwt.types import Options
 from pydantic import ValidationError
 
 from registry.errors import Forbidden
-from registry.wire import GRANT_ALGORITHM, GRANT_ISSUER, GrantClaims
+from registry.wire import GRANT_ALGORITHM, GRANT_ISSUER, GrantClaims, InspectionClaims
 
 _UNCHECKED: Options = {"verify_exp": False, "verify_iat": False, "verify_aud": False}  # `read` checks expiry; any replica may ask
 _PURPOSE = b"lorary grant signing key v1"
@@ -35,7 +35,7 @@ class GrantSigner:
         pem = self._public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         self.public_keys: tuple[str, ...] = (pem.decode(),)
 
-    def sign(self, claims: GrantClaims) -> str:
+    def sign(self, claims: GrantClaims | InspectionClaims) -> str:
         return jwt.encode(claims.model_dump(exclude_none=True), self._private, algorithm=GRANT_ALGORITHM)
 
     def read(self, token: str, *, leeway_s: float, now: float | None = None) -> GrantClaims:

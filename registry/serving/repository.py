@@ -146,6 +146,12 @@ def _choice() -> Select[str, str]:
 _CHOICE = _choice()
 
 
+def find_address(session: ReadSession, replica_id: str) -> Address | None:
+    """Where a replica listens, whoever registered it: for operators."""
+    url = session.scalar(select(Replica.url).where(Replica.id == replica_id))
+    return None if url is None else Address(replica_id, url)
+
+
 def get_replica(session: ReadSession, replica_id: str, *, key_id: str) -> Replica | None:
     """Only by the key that registered it."""
     return session.scalar(select(Replica).where(Replica.id == replica_id, Replica.key_id == key_id))

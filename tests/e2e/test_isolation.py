@@ -131,6 +131,7 @@ TABLE: dict[str, tuple[str, JSON | None]] = {
     "POST /api/v1/jobs/{job_id}/cancel": (OWNED, None),
     "GET /api/v1/replicas": (ADMIN, None),
     "POST /api/v1/replicas": (REPLICA, None),
+    "GET /api/v1/replicas/{replica_id}/state": (ADMIN, None),
     "POST /api/v1/replicas/{replica_id}/heartbeat": (REPLICA, None),
     "POST /api/v1/replicas/{replica_id}/usage": (REPLICA, None),
     "POST /api/v1/resolve": (REPLICA, None),
