@@ -20,6 +20,8 @@ FORGET = 0.995  # a step's weight after one more: about the last 200 steps count
 PRIOR_WEIGHT = 1.0  # of the table that it starts from, in steps; forgotten like one
 OUTLIER = 3.0  # times the usual miss beyond which a step counts for less: the machine did something else
 SWITCH_FORGET = 0.8
+SHORTEST_S = 1e-4  # shorter steps count as if they had taken so long
+ANCHOR = 1e-3  # of the prior's weight, what holds a coefficient where it is while no step tells of it
 
 Vector = npt.NDArray[np.float64]
 
@@ -93,6 +95,7 @@ class LearntCost:
         # the prior believes each coefficient apart from the others, in units of a typical step
         scale = np.array([1.0, 16.0, 64.0, 1.0, 16.0, 256.0])
         self._gram: npt.NDArray[np.float64] = np.diag(PRIOR_WEIGHT * scale**2 / start.step_s**2)
+        self._anchor = ANCHOR * self._gram
         self._moment = self._gram @ start.coefficients()
         self._miss = 0.0  # usual distance between prediction and measurement, as a share
         self.num_observed = 0
@@ -115,10 +118,11 @@ class LearntCost:
     def observe(self, work: Work, *, took_s: float) -> None:
         """A step of `work` took so long."""
         features = work.features()
-        weight = self._weight(abs(took_s / max(self.predict(work), 1e-9) - 1.0)) / max(took_s, 1e-9) ** 2
+        weight = self._weight(abs(took_s / max(self.predict(work), 1e-9) - 1.0)) / max(took_s, SHORTEST_S) ** 2
         self._gram = FORGET * self._gram + weight * np.outer(features, features)
         self._moment = FORGET * self._moment + weight * took_s * features
-        self._table = self._as_table(_non_negative(self._gram, self._moment), switch_s=self.switch_s)
+        held = self._moment + self._anchor @ self._table.coefficients()
+        self._table = self._as_table(_non_negative(self._gram + self._anchor, held), switch_s=self.switch_s)
         self.num_observed += 1
 
     def observe_switch(self, took_s: float) -> None:
@@ -141,7 +145,7 @@ def _non_negative(gram: npt.NDArray[np.float64], moment: Vector) -> Vector:
     free = np.ones(len(moment), dtype=bool)
     solution = np.zeros(len(moment))
     while free.any():
-        part = np.linalg.solve(gram[np.ix_(free, free)] + 1e-12 * np.eye(int(free.sum())), moment[free])
+        part = np.linalg.solve(gram[np.ix_(free, free)], moment[free])
         if (part >= 0).all():
             solution[free] = part
             break

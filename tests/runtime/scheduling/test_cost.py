@@ -59,6 +59,16 @@ def test_a_machine_that_changes_is_followed() -> None:
     assert cost.predict(Work(8, 8)) == pytest.approx(slower.predict(Work(8, 8)), rel=0.1)
 
 
+def test_steps_that_are_all_alike_or_take_no_time_are_borne() -> None:
+    cost = LearntCost()
+    for _ in range(20_000):
+        cost.observe(Work(1, 1), took_s=0.02)
+    assert cost.predict(Work(1, 1)) == pytest.approx(0.02, rel=0.01)
+    for _ in range(300):
+        cost.observe(Work(2, 3, 2, 24), took_s=0.0)
+    assert cost.predict(Work(2, 3, 2, 24)) < 0.005
+
+
 def test_a_change_of_mode_is_measured_too() -> None:
     cost = LearntCost()
     for _ in range(30):
