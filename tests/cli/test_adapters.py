@@ -52,8 +52,9 @@ def test_identical_bytes_give_the_same_version_without_uploading(tenant: Lorary,
 
 
 def test_bytes_that_were_collected_before_they_were_named_are_sent_again(
-    tenant: Lorary, folder: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    tenant: Lorary, spec: BaseSpec, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = generate_adapter(spec, seed=31).write(tmp_path / "collected")  # bytes of no other test, whose rows would go too
     database, name = Database(registry.settings.resolved_database_url), push._name
     lost = [hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()]
 
