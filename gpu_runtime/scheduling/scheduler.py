@@ -221,12 +221,18 @@ class Scheduler:
         """Waiting requests whose adapter is here; for the others it is seen to."""
         ready = []
         for position, ticket in enumerate(self.waiting):
-            key = ticket.request.adapter
-            if key is None or self._residency.is_ready(key):
+            if self._is_ready(ticket):
                 ready.append(ticket)
             elif position < self.limits.max_batch_requests:
-                self._residency.ensure(key, grant=ticket.grant, urgent=position == 0)
+                self._fetch(ticket, urgent=position == 0)
         return ready
+
+    def _is_ready(self, ticket: Ticket) -> bool:
+        return ticket.request.adapter is None or self._residency.is_ready(ticket.request.adapter)
+
+    def _fetch(self, ticket: Ticket, *, urgent: bool) -> None:
+        assert ticket.request.adapter is not None, "the base model is always here"
+        self._residency.ensure(ticket.request.adapter, grant=ticket.grant, urgent=urgent)
 
     def _admit(self, plan: Plan, budget: int, failed: list[Failed]) -> list[Scheduled]:
         items: list[Scheduled] = []
@@ -235,6 +241,9 @@ class Scheduler:
                 continue
             if budget <= 0:
                 break
+            if not self._is_ready(ticket):  # it left the pool for a merged copy, or for one let in before it
+                self._fetch(ticket, urgent=False)
+                continue
             if (reason := self._impossible(ticket.request)) is not None:
                 failed.append(self._fail(ticket, reason, False))
                 continue
