@@ -3,8 +3,9 @@
 Usage: python -m tests.bench.policy_replay [--short] [--table tests/bench/step_table.json]
 
 The real scheduler runs on the measured table of `step_table.py` (and on dLoRA's published constants, 15 / 27 / 20 ms). The dynamic
-policy obeys `max_wait_s`; of the static ones, unmerged is first come, first served, and merged passes over whom it likes. A cell is replayed twice: at twice what unmerged mode serves, for throughput (prompt and output
-tokens a second, until the last is served), and at S-LoRA's own overload of 1.4 with a deadline of 6 s for the first token.
+policy obeys `max_wait_s`; of the static ones, unmerged is first come, first served, and merged passes over whom it likes. A cell is
+replayed twice: at twice what unmerged mode serves, for throughput (prompt and output tokens a second, until the last is served), and
+at S-LoRA's own overload of 1.4 with a deadline of 6 s for the first token.
 
 Oracle: a beam search over the future that no policy sees. In each window it copies the replica and tries unmerged mode, merging
 each of the two adapters with the most requests, and what the dynamic policy would do; it keeps the best few copies by work done

@@ -55,7 +55,7 @@ class Whim:
                 yield merged_mode(key)
         yield UNMERGED
 
-    def changed(self, *, was_merged: bool, switch_s: float) -> None:  # noqa: ARG002 - a policy's signature
+    def changed(self, *, was_merged: bool, switch_s: float) -> None:
         self.num_switches += 1
 
 
