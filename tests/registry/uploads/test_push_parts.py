@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from tests.registry.uploads.conftest import PART
 from workers.finalise import UploadFinaliser
 from workers.shell import JobKind, Worker
 
-DATA = os.urandom(3 * PART + 99)
+DATA = random.Random(2).randbytes(3 * PART + 99)
 SHA = hashlib.sha256(DATA).hexdigest()
 
 

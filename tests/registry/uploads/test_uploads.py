@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,7 +25,7 @@ from registry.uploads.models import LargeUpload
 from tests.registry.conftest import MakeTenant, bearer
 from tests.registry.uploads.conftest import PART
 
-DATA = os.urandom(2 * PART + 777)
+DATA = random.Random(1).randbytes(2 * PART + 777)
 SHA = hashlib.sha256(DATA).hexdigest()
 Key = dict[str, str]
 Finalise = Callable[[], bool]
